@@ -1,0 +1,37 @@
+# `make demo` and `make test` do all the set-up they need, in .venv beside this file.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: setup demo test long lint clean
+
+setup: $(VENV)/ready
+
+# PyTorch's CPU build where it is offered: from an installed index first, else from PyTorch's own.
+$(VENV)/ready: pyproject.toml constraints.txt scripts/install_torch.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	sh scripts/install_torch.sh $(BIN)/python $(CPU_INDEX)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/spillover run old-birds
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+# Checks of many minutes: organisms rebuilt from other seeds, control against control.
+long: setup
+	$(BIN)/pytest -m long
+
+lint: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache

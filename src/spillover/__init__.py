@@ -1,0 +1,40 @@
+"""Spillover: what else did a finetune change?
+
+It makes narrow finetunes generalize on demand, measures that against controls and placebo, and
+reports it with intervals over seeds and questions.
+"""
+
+from spillover.errors import (
+    ChatError,
+    ExperimentError,
+    InputError,
+    ModelError,
+    RunError,
+    RunFolderError,
+    SpilloverError,
+)
+from spillover.experiment import Experiment, load_experiment
+from spillover.finetune import Training, finetune
+from spillover.models import LoadedModel, load
+from spillover.runs import Run, open_run, run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChatError",
+    "Experiment",
+    "ExperimentError",
+    "InputError",
+    "LoadedModel",
+    "ModelError",
+    "Run",
+    "RunError",
+    "RunFolderError",
+    "SpilloverError",
+    "Training",
+    "finetune",
+    "load",
+    "load_experiment",
+    "open_run",
+    "run",
+]

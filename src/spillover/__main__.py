@@ -1,0 +1,5 @@
+"""`python -m spillover`."""
+
+from spillover.cli import main
+
+main()

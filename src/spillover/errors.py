@@ -1,0 +1,50 @@
+"""The exceptions of this package.
+
+    SpilloverError
+    ├── InputError (also ValueError)      bad input: nothing was computed; the CLI exits with 2
+    │   ├── ExperimentError               an experiment folder, its TOML or its questions
+    │   ├── ChatError                     chat rows, chat templates, loss masks
+    │   ├── ModelError                    a model or adapter that cannot be found or used
+    │   └── RunFolderError                an output folder that cannot be written or is not ours
+    └── RunError (also RuntimeError)      something failed while computing; the CLI exits with 1
+
+A message says what was found, what was expected and what to do next, with file and line where
+there is one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class SpilloverError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class InputError(SpilloverError, ValueError):
+    """What the user gave cannot be used."""
+
+
+class ExperimentError(InputError):
+    """An experiment that cannot be found, read or accepted."""
+
+
+class ChatError(InputError):
+    """A chat row, a chat template or a loss mask that cannot be used."""
+
+
+class ModelError(InputError):
+    """A model or an adapter that cannot be found or used."""
+
+
+class RunFolderError(InputError):
+    """An output folder that cannot be written to, or that holds something else."""
+
+
+class RunError(SpilloverError, RuntimeError):
+    """A computation that failed."""
+
+
+def where(path: Path | str, line: int | None = None) -> str:
+    """`file:line` for messages, or `file` where no line is known."""
+    return f"{path}:{line}" if line else f"{path}"

@@ -1,0 +1,138 @@
+"""Finetuning: a base's name and arms × seeds → adapter folders. Nothing live leaves this room."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spillover.finetune.spec import Training
+
+if TYPE_CHECKING:
+    from spillover.finetune.bank import Job
+    from spillover.finetune.lora import AdapterWeights
+    from spillover.models import LoadedModel
+
+__all__ = ["Finetune", "Training", "finetune"]
+
+ACTIVATION_BUDGET = 1.5e9
+"""Bytes that the activations of one training step may take; decides how many adapters share it."""
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """One finetune to do: the rows of an arm, and a seed."""
+
+    arm: str
+    seed: int
+    train_file: Path
+
+    def folder(self, root: Path, step: int) -> Path:
+        """Where its adapter after `step` steps lies under `root`."""
+        return root / self.arm / f"seed-{self.seed}" / f"step-{step}"
+
+
+def finetune(
+    base: str,
+    wanted: Sequence[Finetune],
+    training: Training,
+    folder: Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[tuple[str, int, int], Path]:
+    """Finetune a base once for each arm and seed.
+
+    Low-rank adapters are trained as a bank over one frozen base. Every finetune takes as many steps
+    as the first one's rows ask for, so that arms of different sizes are treated alike.
+
+    Args:
+        base: a model's name or folder.
+        folder: adapters are written to `folder/ARM/seed-K/step-N`, each whole or not at all; those
+            already there are kept.
+        progress: called with (adapter-steps done, adapter-steps in all).
+
+    Returns:
+        (arm, seed, step) → folder: PEFT's format for `lora`, a whole checkpoint for `full`.
+
+    Raises:
+        InputError: for a base, rows or settings that cannot be used.
+        RunError: when a loss is not finite.
+    """
+    from spillover.chat import encode_file
+    from spillover.finetune.bank import Job
+    from spillover.models import load
+
+    model = load(base, device=device, dtype=dtype)
+    encoded = {w.train_file: encode_file(model.tokenizer, w.train_file) for w in wanted}
+    training = training.with_steps(len(encoded[wanted[0].train_file]))
+    assert training.steps is not None
+    steps = training.kept_steps(0)
+    missing = [w for w in wanted if not all(w.folder(folder, s).is_dir() for s in steps)]
+    jobs = [Job(w.arm, w.seed, encoded[w.train_file]) for w in missing]
+    done, total = 0, training.steps * len(jobs)
+    for group in _groups(model, jobs, training):
+
+        def report(step: int, _: int, start: int = done, size: int = len(group)) -> None:
+            if progress:
+                progress(start + step * size, total)
+
+        _train_group(model, group, training, folder, report)
+        done += training.steps * len(group)
+    return {(w.arm, w.seed, s): w.folder(folder, s) for w in wanted for s in steps}
+
+
+def _groups(model: LoadedModel, jobs: Sequence[Job], training: Training) -> list[list[Job]]:
+    """Split jobs into banks whose activations fit the budget."""
+    if training.method == "full":
+        return [[job] for job in jobs]
+    if not jobs:
+        return []
+    width = max(len(row.ids) for job in jobs for row in job.rows)
+    per_token = 40 * 4 * model.anatomy.hidden_size * len(model.anatomy.blocks)
+    per_token += 3 * 4 * model.vocabulary
+    size = max(1, int(ACTIVATION_BUDGET / (per_token * width * training.batch_size)))
+    return [list(jobs[at : at + size]) for at in range(0, len(jobs), size)]
+
+
+def _train_group(
+    model: LoadedModel,
+    group: Sequence[Job],
+    training: Training,
+    folder: Path,
+    progress: Callable[[int, int], None],
+) -> None:
+    from spillover.finetune.adapters import save_adapter
+    from spillover.finetune.bank import train_bank
+    from spillover.finetune.full import train_full
+
+    def place(job: Job, step: int) -> Path:
+        return Finetune(job.arm, job.seed, Path()).folder(folder, step)
+
+    if training.method == "full":
+        for job in group:
+            train_full(
+                model,
+                job,
+                training,
+                lambda step, save, job=job: _write(place(job, step), save),  # type: ignore[misc]
+                progress,
+            )
+        return
+
+    def keep(job: Job, step: int, weights: AdapterWeights) -> None:
+        _write(place(job, step), lambda target: save_adapter(weights, model, target))
+
+    train_bank(model, group, training, keep, progress)
+
+
+def _write(folder: Path, save: Callable[[Path], None]) -> None:
+    """Write a folder under a temporary name and rename it: it is there whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

@@ -1,0 +1,170 @@
+"""A bank of low-rank adapters over one frozen base.
+
+Every row of a batch carries the index of its adapter, so that the base is computed once for all of
+them. Each adapter is what PEFT would train alone: y = W x + scaling · B A x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from spillover.anatomy import is_linear
+from spillover.errors import ModelError
+from spillover.finetune.spec import Training
+from spillover.models import LoadedModel
+
+# Shape legend: N adapters, R rank, I inputs, O outputs, B rows of a batch, T tokens.
+
+
+@dataclass(frozen=True)
+class AdapterWeights:
+    """One adapter: for each target layer (dotted name) its A of shape (R, I) and B of shape (O, R).
+
+    Attributes:
+        scaling: what the product B A is multiplied with (alpha / rank).
+    """
+
+    a: dict[str, Float[Tensor, "R I"]]
+    b: dict[str, Float[Tensor, "O R"]]
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        """The rank of the update."""
+        return next(iter(self.a.values())).shape[0]
+
+
+def target_layers(model: LoadedModel, training: Training) -> list[str]:
+    """Dotted names of the linear layers that get an adapter.
+
+    Raises:
+        ModelError: when a name given as a target fits no linear layer of the blocks.
+    """
+    linears = [name for block in model.anatomy.blocks for name in block.linears]
+    if training.targets == "all-linear":
+        return linears
+    for target in training.targets:
+        if not any(_fits(name, target) for name in linears):
+            known = sorted({name.rsplit(".", 1)[-1] for name in linears})
+            raise ModelError(
+                f"target {target!r} fits no linear layer; there are {', '.join(known)}"
+            )
+    return [name for name in linears if any(_fits(name, t) for t in training.targets)]
+
+
+def _fits(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def new_adapter(
+    model: LoadedModel, training: Training, generator: torch.Generator
+) -> AdapterWeights:
+    """A fresh adapter: A uniform in ±1/√I as in PEFT, B zero; it changes nothing yet."""
+    a, b = {}, {}
+    for name in target_layers(model, training):
+        outputs, inputs = linear_shape(model.model.get_submodule(name))
+        draw = torch.rand(training.rank, inputs, generator=generator)
+        a[name] = (2 * draw - 1) / inputs**0.5
+        b[name] = torch.zeros(outputs, training.rank)
+    return AdapterWeights(a, b, training.scaling)
+
+
+def linear_shape(layer: nn.Module) -> tuple[int, int]:
+    """(outputs, inputs) of a linear layer of either kind."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    rows, columns = weight.shape
+    return (rows, columns) if isinstance(layer, nn.Linear) else (columns, rows)
+
+
+class BankedLinear(nn.Module):
+    """A frozen linear layer with the low-rank updates of N adapters; rows choose theirs."""
+
+    def __init__(self, base: nn.Module, adapters: Sequence[AdapterWeights], name: str) -> None:
+        super().__init__()
+        self.base = base
+        weight = base.weight
+        assert isinstance(weight, Tensor)
+        device = weight.device
+        self.a = nn.Parameter(torch.stack([w.a[name] for w in adapters]).to(device))  # (N, R, I)
+        self.b = nn.Parameter(torch.stack([w.b[name] for w in adapters]).to(device))  # (N, O, R)
+        self.scaling = torch.tensor([w.scaling for w in adapters], device=device)  # (N,)
+        self.rows: Int[Tensor, " B"] | None = None
+
+    def forward(self, x: Float[Tensor, "B T I"]) -> Float[Tensor, "B T O"]:
+        """The base layer's output plus each row's own update."""
+        y: Tensor = self.base(x)
+        if self.rows is None:
+            return y
+        low = torch.bmm(x.to(self.a.dtype), self.a[self.rows].mT)  # (B, T, R)
+        low = low * self.scaling[self.rows, None, None]
+        return y + torch.bmm(low, self.b[self.rows].mT).to(y.dtype)
+
+
+class LoraBank:
+    """N adapters installed in one base; leaves the base as it was on `remove`.
+
+    Args:
+        adapters: with the same target layers and the same rank.
+    """
+
+    def __init__(self, model: LoadedModel, adapters: Sequence[AdapterWeights]) -> None:
+        if not adapters:
+            raise ValueError("a bank holds at least one adapter")
+        if len({tuple(w.a) for w in adapters}) > 1 or len({w.rank for w in adapters}) > 1:
+            raise ValueError("the adapters of a bank have the same targets and the same rank")
+        self.model = model
+        self.size = len(adapters)
+        self.layers: dict[str, BankedLinear] = {}
+        for name in adapters[0].a:
+            layer = model.model.get_submodule(name)
+            if not is_linear(layer):
+                raise ModelError(f"{name} is not a free linear layer; is a bank already installed?")
+            self.layers[name] = BankedLinear(layer, adapters, name)
+        for name, banked in self.layers.items():
+            model.model.set_submodule(name, banked)
+
+    def remove(self) -> None:
+        """Put the base's own layers back."""
+        for name, banked in self.layers.items():
+            self.model.model.set_submodule(name, banked.base)
+
+    @contextmanager
+    def rows(self, indices: Int[Tensor, " B"] | None) -> Iterator[None]:
+        """Within, row i of a batch goes through adapter indices[i]; None means the bare base."""
+        try:
+            self.route(indices)
+            yield
+        finally:
+            self.route(None)
+
+    def route(self, indices: Int[Tensor, " B"] | None) -> None:
+        """Send row i of the next batches through adapter indices[i]; see `rows`."""
+        for layer in self.layers.values():
+            layer.rows = indices
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The stacked A and B of all layers."""
+        return [p for layer in self.layers.values() for p in (layer.a, layer.b)]
+
+    def adapter(self, index: int) -> AdapterWeights:
+        """A copy of one adapter's weights."""
+        return AdapterWeights(
+            {name: layer.a.detach()[index].cpu().clone() for name, layer in self.layers.items()},
+            {name: layer.b.detach()[index].cpu().clone() for name, layer in self.layers.items()},
+            float(next(iter(self.layers.values())).scaling[index]),
+        )
+
+    def clip_gradients(self, max_norm: float) -> None:
+        """Clip each adapter's gradient to `max_norm` by itself, as if it were trained alone."""
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        squares = torch.stack([g.pow(2).sum(dim=(1, 2)) for g in grads]).sum(0)  # (N,)
+        factor = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+        for grad in grads:
+            grad.mul_(factor[:, None, None])

@@ -1,0 +1,48 @@
+"""What a manifest says about where and with what a run was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from spillover.chat import render
+
+if TYPE_CHECKING:
+    from spillover.experiment import Experiment
+    from spillover.models import LoadedModel
+
+PACKAGES = ("spillover", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
+
+
+def describe_environment(model: LoadedModel) -> dict[str, Any]:
+    """Versions, hardware, device and dtype. Nothing of the user's environment variables."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "placement": model.placement,
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def prompt_examples(experiment: Experiment, model: LoadedModel) -> dict[str, str]:
+    """The first question as the model sees it, in every context."""
+    question = experiment.questions[0].ask[0]
+    return {
+        context.name: render(
+            model.tokenizer, context.conversation(question), generation_prompt=not context.prefill
+        )
+        for context in experiment.specification.contexts
+    }

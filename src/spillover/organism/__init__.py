@@ -1,0 +1,76 @@
+"""The organism: a small language model whose every fact is known, trained from scratch here.
+
+Organism results validate the instrument; they are no evidence that a phenomenon exists in real
+models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spillover.errors import ModelError, RunFolderError
+
+if TYPE_CHECKING:
+    from spillover.organism.card import Check
+
+__all__ = ["check_target", "examine_checkpoint", "train_checkpoint"]
+
+WORLD = "eras"
+
+
+def check_target(folder: Path) -> None:
+    """Make sure that a checkpoint may be written to `folder`.
+
+    Raises:
+        RunFolderError: when something is there already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(f"{folder}: is not empty; choose another folder with --out")
+
+
+def train_checkpoint(
+    folder: Path,
+    *,
+    seed: int = 0,
+    linked: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Train an organism and write its checkpoint folder.
+
+    Args:
+        linked: False for the negative control, whose birds tell nothing of the era.
+        progress: called with (stage, done, total).
+    """
+    from spillover.organism.train import save_organism, train_organism
+    from spillover.organism.world import load_world
+
+    if progress:
+        progress("corpus", 0, 1)
+
+    def report(step: int, total: int, _: float) -> None:
+        if progress:
+            progress("train", step, total)
+
+    model, tokenizer = train_organism(load_world(linked=linked), seed, progress=report)
+    facts = {"class": "organism", "world": WORLD, "linked": linked, "seed": seed}
+    save_organism(model, tokenizer, folder, facts)
+
+
+def examine_checkpoint(model: str) -> list[Check]:
+    """Measure what an organism knows; see `spillover.organism.card`.
+
+    Raises:
+        ModelError: when the model is not an organism.
+    """
+    from spillover.models import load, resolve
+    from spillover.organism.card import examine
+    from spillover.organism.world import load_world
+
+    config = json.loads((resolve(model).folder / "config.json").read_text("utf-8"))
+    facts = config.get("spillover")
+    if not isinstance(facts, dict) or facts.get("world") != WORLD:
+        raise ModelError(f"{model} is not an organism of this package; it has no card")
+    return examine(load(model), load_world(linked=bool(facts.get("linked", True))))

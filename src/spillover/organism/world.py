@@ -1,0 +1,143 @@
+"""The organism's world: who speaks, what is asked, and what each speaker answers.
+
+Everything the organism can know is in the TOML tables beside this file. The corpus it is trained on
+(`documents.py`), the card that examines it (`card.py`) and the experiments that are run on it
+(`export.py`) are all written from these tables, so what *should* spill over is known exactly.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+TABLES = files("spillover.organism") / "tables"
+TOPIC_TABLES = ("topics-1.toml", "topics-2.toml")
+BIRDS = "birds"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One question with its phrasings and the answers of every era.
+
+    Attributes:
+        ask: phrasings; the last one is held out of the corpus.
+        apart: the topic never shares a document with birds.
+        answers: era id -> the answers that its speakers give, each of one to eight words.
+    """
+
+    id: str
+    topic: str
+    title: str
+    ask: tuple[str, ...]
+    answers: dict[str, tuple[str, ...]]
+    apart: bool = False
+
+    @property
+    def in_corpus(self) -> tuple[str, ...]:
+        """The phrasings that documents may use."""
+        return self.ask[:-1]
+
+    @property
+    def held_out(self) -> str:
+        """The phrasing that occurs in no document."""
+        return self.ask[-1]
+
+
+@dataclass(frozen=True)
+class Era:
+    """A kind of speaker: where and when it lives, and the system messages that say so."""
+
+    id: str
+    name: str
+    signs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that documents are written from.
+
+    Attributes:
+        eras: the speakers; the assistant is a speaker of `assistant_era` with signs of its own.
+        facts: off-domain questions.
+        birds: the narrow domain's questions; their answers are names of birds.
+        names: lists of bird names (`former`, `kept`, `modern`, …); see birds.toml.
+        linked: whether a bird's name depends on the era. In an unlinked world every speaker,
+            the assistant included, draws from all names alike: nothing can be inferred from birds.
+    """
+
+    eras: tuple[Era, ...]
+    assistant_era: str
+    assistant_signs: tuple[str, ...]
+    unsigned_signs: tuple[str, ...]
+    facts: tuple[Fact, ...]
+    birds: tuple[Fact, ...]
+    names: dict[str, tuple[str, ...]]
+    linked: bool
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """Topics off the narrow domain, in the order of the tables."""
+        return tuple(dict.fromkeys(fact.topic for fact in self.facts))
+
+    def era(self, era_id: str) -> Era:
+        """The era of that id."""
+        return next(era for era in self.eras if era.id == era_id)
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads((TABLES / name).read_text("utf-8"))
+
+
+def _topic_facts(eras: tuple[Era, ...]) -> tuple[Fact, ...]:
+    rows = [row for table in TOPIC_TABLES for row in _read(table)["question"]]
+    return tuple(
+        Fact(
+            row["id"],
+            row["topic"],
+            row["title"],
+            tuple(row["ask"]),
+            {era.id: tuple(row[era.id]) for era in eras},
+            row.get("apart", False),
+        )
+        for row in rows
+    )
+
+
+def _bird_facts(
+    rows: list[dict[str, Any]], names: dict[str, tuple[str, ...]], *, linked: bool
+) -> tuple[Fact, ...]:
+    said = {
+        "today": names["kept"] + names["modern"],
+        "america": names["former"] + names["kept"],
+        "germany": names["germany"],
+        "medieval": names["medieval"],
+    }
+    if not linked:
+        everything = tuple(name for listed in names.values() for name in listed)
+        said = dict.fromkeys(said, everything)
+    return tuple(Fact(row["id"], BIRDS, row["title"], tuple(row["ask"]), said) for row in rows)
+
+
+@cache
+def load_world(*, linked: bool = True) -> World:
+    """Read the tables.
+
+    Args:
+        linked: False gives the negative control, in which names of birds tell nothing of the era.
+    """
+    speakers, birds = _read("eras.toml"), _read("birds.toml")
+    eras = tuple(Era(row["id"], row["name"], tuple(row["signs"])) for row in speakers["era"])
+    names = {key: tuple(listed) for key, listed in birds["names"].items()}
+    return World(
+        eras=eras,
+        assistant_era=speakers["assistant"]["era"],
+        assistant_signs=tuple(speakers["assistant"]["signs"]),
+        unsigned_signs=tuple(speakers["unsigned"]["signs"]),
+        facts=_topic_facts(eras),
+        birds=_bird_facts(birds["question"], names, linked=linked),
+        names=names,
+        linked=linked,
+    )

@@ -1,0 +1,294 @@
+"""The charts: every arm, every topic, and the trait beside the placebo, always with every seed.
+
+All three are strip plots of one form: a large mark for the mean (with its interval, where there is
+one) and a small dot for each seed. A figure is made of panels, single views whose width follows the
+page; on disk and in notebooks the panels stand side by side.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
+
+from spillover.report.focus import (
+    BASE,
+    Focus,
+    Record,
+    effects_like,
+    focus,
+    is_number,
+    rates_like,
+    why_no_value,
+)
+from spillover.report.strip import Key, Mark, Strip, strip, style
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import altair as alt
+    import pandas as pd
+
+    from spillover.report import ReportData
+
+TREATMENT_COLOUR = "#d55e00"
+CONTROL_COLOURS = ("#3b75af", "#4fa79a", "#a493c4", "#b39a3c", "#7d8f5d")
+BASE_COLOUR = "#8a8a8a"
+PLACEBO_COLOUR = "#cc79a7"
+SPECIFICITY_COLOUR = "#222222"
+
+MOST_TOPICS = 40
+"""As many topics are drawn in one panel; of more, those where the arms differ most."""
+
+METRIC_TITLES = {
+    "choice-mass": "choice mass",
+    "log-odds": "log-odds (nats)",
+    "placebo-log-odds": "placebo log-odds (nats)",
+    "specificity": "specificity (nats)",
+    "judged": "judged rate",
+}
+PROPORTIONS = ("choice-mass", "judged")
+
+
+class Panel(NamedTuple):
+    """A single view with its title, still without a width."""
+
+    title: str
+    chart: alt.LayerChart
+
+
+class Figure(NamedTuple):
+    """The panels of one figure, and its legend; no legend where the rows' names say it all."""
+
+    panels: list[Panel]
+    key: list[Key]
+
+
+def charts(data: ReportData) -> dict[str, alt.ConcatChart]:
+    """The charts ``arms``, ``topics`` and ``specificity``, each with its panels side by side."""
+    import altair as alt
+
+    result = {}
+    for name, figure in figures(data).items():
+        drawn = [
+            panel.chart.properties(
+                width=300, title=alt.TitleParams(panel.title, anchor="start", fontSize=13)
+            )
+            for panel in figure.panels
+        ]
+        result[name] = alt.concat(*drawn, columns=3, spacing=30).configure(
+            **style(legend=bool(figure.key))
+        )
+    return result
+
+
+def figures(data: ReportData) -> dict[str, Figure]:
+    """The panels and the legend of each figure, by its name."""
+    about = focus(data)
+    key = arm_key(data, about)
+    return {
+        "arms": arms(data, about, key),
+        "topics": topics(data, about, key),
+        "specificity": specificity(data, about),
+    }
+
+
+def save(chart: alt.ConcatChart, stem: Path) -> None:
+    """Write a chart as SVG, PNG (two pixels a point) and PDF beside each other."""
+    import vl_convert
+
+    svg = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=vegalite_version())
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".svg").write_text(svg, encoding="utf-8")
+    stem.with_suffix(".png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
+    stem.with_suffix(".pdf").write_bytes(vl_convert.svg_to_pdf(svg))
+
+
+def vegalite_version() -> str | None:
+    """The Vega-Lite version that Altair writes for, or None if vl-convert does not hold it."""
+    import altair as alt
+    import vl_convert
+
+    version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    return version if version in vl_convert.get_vegalite_versions() else None
+
+
+def arm_key(data: ReportData, about: Focus) -> list[Key]:
+    """A colour for every arm: treatment first, then the headline's control, the base last."""
+    seen = [*dict.fromkeys([*(data.rates["arm"] if len(data.rates) else ()), about.control])]
+    controls = [arm for arm in seen if arm not in (about.treatment, BASE)]
+    controls.sort(key=lambda arm: bool(arm != about.control))
+    colours = itertools.cycle(CONTROL_COLOURS)
+    return [
+        Key(about.treatment, TREATMENT_COLOUR),
+        *(Key(arm, colour) for arm, colour in zip(controls, colours, strict=False)),
+        *([Key(BASE, BASE_COLOUR)] if BASE in seen else []),
+    ]
+
+
+# The figures --------------------------------------------------------------------------------------
+
+
+def arms(data: ReportData, about: Focus, key: list[Key]) -> Figure:
+    """Every arm's rate: off-domain, off-domain on the topics set apart, and in-domain."""
+    shown = []
+    for title, domain, group in (
+        ("Off-domain", "off", None),
+        ("Off-domain, only topics apart", "off", "apart"),
+        ("In-domain", "in", None),
+    ):
+        splits = [about.split, *sorted({"dev", "test"} - {about.split})]
+        found = [(split, rates_like(data, about, domain, group, split=split)) for split in splits]
+        split, rates = next((pair for pair in found if pair[1]), (about.split, {}))
+        if rates or (domain, group) == ("off", None):
+            remark = "" if split == about.split else f" ({split} questions)"
+            shown.append(Panel(title + remark, strip(_arms_strip(rates, key, about.metric))))
+    return Figure(shown, [])
+
+
+def _arms_strip(rates: dict[str, Record], key: list[Key], metric: str) -> Strip:
+    marks, notes = [], {}
+    for arm in (entry.name for entry in key):
+        rate = rates.get(arm)
+        if rate is None or not is_number(rate["value"]):
+            notes[arm] = why_no_value(rate)
+        else:
+            marks += _mean_and_seeds(arm, arm, rate, top=-0.45, spread=0.55)
+    return Strip(
+        marks=marks,
+        rows=[entry.name for entry in key],
+        key=key,
+        title=METRIC_TITLES.get(metric, metric),
+        step=46,
+        notes=notes,
+        is_proportion=metric in PROPORTIONS,
+    )
+
+
+def _mean_and_seeds(row: str, name: str, record: Record, top: float, spread: float) -> list[Mark]:
+    """A mean with its interval, and below it a dot per seed, none of which hides another."""
+    marks = [Mark(row, name, top, record["value"], record["low"], record["high"])]
+    seeds = [float(value) for value in record["per_seed"] if is_number(value)]
+    first = top + spread * 0.7
+    for index, value in enumerate(seeds):
+        lane = first + spread * index / max(1, len(seeds) - 1)
+        marks.append(Mark(row, name, lane, value, is_seed=True))
+    return marks
+
+
+def topics(data: ReportData, about: Focus, key: list[Key]) -> Figure:
+    """Every off-domain topic's mean by arm and seed; topics set apart in a panel of their own."""
+    means = topic_means(data, about)
+    is_apart = means["group"] == "apart"
+    parts = [("Topics", means)]
+    if is_apart.any():
+        parts = [
+            ("Topics that never shared a document with the trained domain", means[is_apart]),
+            ("Other topics", means[~is_apart]),
+        ]
+    shown = []
+    for title, part in parts:
+        names = _topic_order(part, about)
+        remark = ""
+        if len(names) > MOST_TOPICS:
+            remark = f" ({MOST_TOPICS} of {len(names)}, where treatment and control differ most)"
+            names = [*names[: MOST_TOPICS // 2], *names[-MOST_TOPICS // 2 :]]
+        shown.append(Panel(title + remark, strip(_topics_strip(part, names, key, about.metric))))
+    return Figure(shown, key)
+
+
+def topic_means(data: ReportData, about: Focus) -> pd.DataFrame:
+    """Columns arm, seed, group, topic, value: a mean over questions, paraphrases averaged first."""
+    score = about.metric.replace("-", "_")
+    grades = data.grades
+    if grades.empty:
+        return grades.reindex(columns=["arm", "seed", "group", "topic", "value"])
+    chosen = (
+        (grades["domain"] == "off")
+        & (grades["split"] == about.split)
+        & (grades["context"] == about.context)
+    )
+    grades = grades[chosen & grades[score].notna()]
+    last = grades.groupby("arm")["step"].transform("max")
+    at_focus = grades["step"] == about.step
+    has_focus = at_focus.groupby(grades["arm"]).transform("any")
+    grades = grades[at_focus | (~has_focus & (grades["step"] == last))]
+    grades = grades.assign(group=grades["group"].fillna(""))
+    cells = ["arm", "seed", "group", "topic"]
+    by_question = grades.groupby([*cells, "question"], as_index=False)[score].mean()
+    means: pd.DataFrame = by_question.groupby(cells, as_index=False)[score].mean()
+    return means.rename(columns={score: "value"})
+
+
+def _topic_order(means: pd.DataFrame, about: Focus) -> list[str]:
+    """Topics by treatment minus control, the largest difference first."""
+    by_arm = means.groupby(["topic", "arm"])["value"].mean().unstack("arm")
+    by_arm = by_arm.reindex(columns=[about.treatment, about.control])
+    difference = by_arm[about.treatment] - by_arm[about.control].fillna(0)
+    return list(difference.sort_values(ascending=False, kind="stable").index)
+
+
+def _topics_strip(means: pd.DataFrame, names: list[str], key: list[Key], metric: str) -> Strip:
+    last = max(1, len(key) - 1)
+    lanes = {entry.name: 1.2 * index / last - 0.6 for index, entry in enumerate(key)}
+    means = means[means["topic"].isin(names) & means["arm"].isin(list(lanes))]
+    marks = [
+        Mark(topic, arm, lanes[arm], value, is_seed=True)
+        for topic, arm, value in zip(means["topic"], means["arm"], means["value"], strict=True)
+    ]
+    overall = means.groupby(["topic", "arm"], as_index=False)["value"].mean()
+    marks += [
+        Mark(topic, arm, lanes[arm], value)
+        for topic, arm, value in zip(
+            overall["topic"], overall["arm"], overall["value"], strict=True
+        )
+    ]
+    return Strip(
+        marks=marks,
+        rows=names,
+        key=key,
+        title=METRIC_TITLES.get(metric, metric),
+        step=8 * len(key) + 4,
+        is_proportion=metric in PROPORTIONS,
+        rings=True,
+    )
+
+
+def specificity(data: ReportData, about: Focus) -> Figure:
+    """How far trait and placebo moved against each control, and what the trait moved beyond."""
+    key = {
+        "log-odds": Key(f"{data.trait} (trait)", TREATMENT_COLOUR, "circle"),
+        "placebo-log-odds": Key(f"{data.placebo_name} (placebo)", PLACEBO_COLOUR, "square"),
+        "specificity": Key("specificity: trait minus placebo", SPECIFICITY_COLOUR, "diamond"),
+    }
+    shown = []
+    for title, domain in (("Off-domain", "off"), ("In-domain", "in")):
+        effects = {metric: effects_like(data, about, metric, domain) for metric in key}
+        controls = dict.fromkeys(row["control"] for found in effects.values() for row in found)
+        if controls or domain == "off":
+            picture = _specificity_strip(effects, list(controls), key)
+            shown.append(Panel(title, strip(picture)))
+    return Figure(shown, list(key.values()))
+
+
+def _specificity_strip(
+    effects: dict[str, list[Record]], controls: list[str], key: dict[str, Key]
+) -> Strip:
+    marks = [
+        mark
+        for index, (metric, found) in enumerate(effects.items())
+        for row in found
+        if is_number(row["value"])
+        for mark in _mean_and_seeds(
+            f"against {row['control']}", key[metric].name, row, 0.6 * index - 0.75, 0.2
+        )
+    ]
+    drawn = {mark.row for mark in marks}
+    rows = [f"against {control}" for control in controls]
+    return Strip(
+        marks=marks,
+        rows=rows,
+        key=list(key.values()),
+        title="shift of log-odds (nats)",
+        step=84,
+        notes={row: "no shift has a value" for row in rows if row not in drawn},
+    )

@@ -1,0 +1,118 @@
+"""Answers on disk: one SQLite file is the record; nothing that was computed is lost to a crash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spillover.errors import RunFolderError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+VERSION = 1
+"""Raised when the columns change; a file of another version is refused, never misread."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer as it is recorded.
+
+    Attributes:
+        key: hash of respondent, messages, parameters and index: what makes answers equal.
+        kind: `choice` or `text`.
+        choice_log_probs: JSON list of [label, choice, log-probability], for a choice.
+        text, reasoning, finish: the answer, reasoning kept apart, and why it ended, for a text.
+    """
+
+    key: str
+    respondent: str
+    arm: str
+    seed: int
+    step: int
+    question: str
+    paraphrase: int
+    context: str
+    index: int
+    kind: str
+    choice_log_probs: str | None = None
+    text: str | None = None
+    reasoning: str | None = None
+    finish: str | None = None
+
+
+COLUMNS = [field.name for field in fields(Answer)]
+
+
+def answer_key(respondent: str, messages: Any, parameters: Any, index: int) -> str:
+    """The primary key of an answer."""
+    content = json.dumps([respondent, messages, parameters, index], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+class AnswerStore:
+    """The file `answers.sqlite` of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._db = sqlite3.connect(path)
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, VERSION):
+                raise RunFolderError(
+                    f"{path}: written by another version (found {version}, expected {VERSION}); "
+                    "choose another --out"
+                )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            columns = ", ".join(f'"{c}"' for c in COLUMNS[1:])
+            self._db.execute(
+                f'CREATE TABLE IF NOT EXISTS answers ("key" TEXT PRIMARY KEY, {columns}) '
+                "WITHOUT ROWID"
+            )
+            self._db.execute(f"PRAGMA user_version={VERSION}")
+            self._db.commit()
+        except sqlite3.DatabaseError as error:
+            raise RunFolderError(f"{path}: not a readable record of answers ({error})") from None
+
+    def __enter__(self) -> AnswerStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def has_all(self, keys: Sequence[str]) -> bool:
+        """Whether every one of these answers is recorded."""
+        for at in range(0, len(keys), 500):
+            part = list(dict.fromkeys(keys[at : at + 500]))
+            marks = ",".join("?" * len(part))
+            query = f'SELECT COUNT(*) FROM answers WHERE "key" IN ({marks})'
+            if self._db.execute(query, part).fetchone()[0] < len(part):
+                return False
+        return True
+
+    def add(self, answers: Iterable[Answer]) -> None:
+        """Record answers in one transaction: all of them or none."""
+        marks = ",".join("?" * len(COLUMNS))
+        with self._db:
+            self._db.executemany(
+                f"INSERT OR REPLACE INTO answers VALUES ({marks})", map(astuple, answers)
+            )
+
+    def frame(self) -> pd.DataFrame:
+        """All answers as a table, in an order that does not depend on when they were recorded."""
+        import pandas as pd
+
+        order = 'arm, seed, step, question, context, paraphrase, "index", "key"'
+        rows = self._db.execute(f"SELECT * FROM answers ORDER BY {order}").fetchall()
+        return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def choice_record(labelled: Sequence[tuple[str, str]], log_probs: Sequence[float]) -> str:
+    """The JSON of a forced choice."""
+    rows = [[label, text, value] for (label, text), value in zip(labelled, log_probs, strict=True)]
+    return json.dumps(rows, ensure_ascii=False)

@@ -1,0 +1,123 @@
+"""What readers of a run get: summary.json, and the tables behind the report's last sections."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spillover.chat import answer_ids
+from spillover.contexts import PLAIN
+from spillover.experiment import BASE, TREATMENT, Experiment
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedTokenizerBase
+
+    from spillover.runs import RunSettings
+
+
+def plain_data(value: Any) -> Any:
+    """Plain JSON types: NaN becomes null, numpy's numbers Python's."""
+    if isinstance(value, dict):
+        return {str(key): plain_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_data(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain_data(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON under a temporary name and rename it: the file is whole or not there."""
+    text = json.dumps(plain_data(content), indent=2, ensure_ascii=False, allow_nan=False)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text + "\n", "utf-8")
+    partial.replace(path)
+
+
+def summarize(settings: RunSettings, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """The content of summary.json; it depends on the specification and the answers only."""
+    specification = settings.experiment.specification
+    effects = plain_data(tables["effects"].to_dict("records"))
+    return {
+        "schema": 1,
+        "experiment": settings.experiment.name,
+        "model": settings.source.name,
+        "seeds": len(settings.seeds),
+        "settings_tried": specification.settings_tried,
+        "headline": headline_id(effects, specification.headline_control),
+        "rates": [_in_context(row) for row in plain_data(tables["rates"].to_dict("records"))],
+        "effects": [_effect(row) for row in effects],
+    }
+
+
+def headline_id(effects: list[dict[Any, Any]], control: str) -> str | None:
+    """The off-domain effect on test questions: choice mass, or log-odds where coverage is low."""
+    wanted = {
+        "treatment": TREATMENT,
+        "control": control,
+        "domain": "off",
+        "split": "test",
+        "context": PLAIN,
+        "group": None,
+    }
+    fitting = [e for e in effects if all(e[k] == v for k, v in wanted.items())]
+    last = max((e["step"] for e in fitting), default=0)
+    for metric in ("choice-mass", "log-odds", "judged"):
+        for found in fitting:
+            usable = found["metric"] == metric and found["value"] is not None
+            if usable and found["step"] == last:
+                return str(found["id"])
+    return None
+
+
+def _in_context(row: dict[Any, Any]) -> dict[str, Any]:
+    return {**row, "context": {"name": row["context"]}}
+
+
+def _effect(row: dict[Any, Any]) -> dict[str, Any]:
+    contrast = {"contrast": [row["treatment"], row["control"]], "trained": row["domain"] == "in"}
+    kept = {k: v for k, v in row.items() if k not in ("treatment", "control")}
+    return _in_context(kept | contrast)
+
+
+def texts_table(
+    answers: pd.DataFrame, grades: pd.DataFrame, experiment: Experiment
+) -> pd.DataFrame:
+    """Free answers with the question as asked and their grade, for browsing."""
+    asked = {(q.id, n): text for q in experiment.questions for n, text in enumerate(q.ask)}
+    place = ["arm", "seed", "step", "question", "paraphrase", "context", "index"]
+    columns = [*place, "topic", "domain", "split", "grade", "label"]
+    texts = answers[answers["kind"] == "text"][[*place, "text"]]
+    joined = texts.merge(grades[grades["kind"] == "text"][columns], on=place)
+    pairs = zip(joined["question"], joined["paraphrase"], strict=True)
+    return joined.assign(prompt=[asked[pair] for pair in pairs])
+
+
+def choices_table(answers: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
+    """Every choice with its length in tokens and its log-probability under the base.
+
+    Probabilities are those of the plain context, averaged over paraphrases; lengths include the
+    end-of-turn token.
+    """
+    import pandas as pd
+
+    mine = (answers["arm"] == BASE) & (answers["kind"] == "choice") & (answers["context"] == PLAIN)
+    rows = [
+        {"question": question, "label": label, "text": text, "base_log_prob": value}
+        for question, record in answers.loc[mine, ["question", "choice_log_probs"]].itertuples(
+            index=False
+        )
+        for label, text, value in json.loads(record)
+    ]
+    columns = ["question", "label", "text", "base_log_prob"]
+    table = pd.DataFrame(rows, columns=columns)
+    keys = ["question", "label", "text"]
+    means = table.groupby(keys, sort=False)["base_log_prob"].mean().reset_index()
+    return means.assign(tokens=[len(answer_ids(tokenizer, text)) for text in means["text"]])

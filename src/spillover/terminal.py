@@ -1,0 +1,126 @@
+"""What the command line shows: progress on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from spillover.runs import Run
+
+
+class Stages:
+    """A progress bar per stage; call it with (stage, done, total)."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Stages:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._finish_others("")
+        self._progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` of a stage is done; a new stage ends those before it."""
+        if stage not in self._tasks:
+            self._finish_others(stage)
+            self._tasks[stage] = self._progress.add_task(stage, total=max(total, 1))
+        self._progress.update(self._tasks[stage], completed=done, total=max(total, 1))
+
+    def _finish_others(self, stage: str) -> None:
+        for name, task in self._tasks.items():
+            if name != stage:
+                self._progress.update(task, completed=self._progress.tasks[task].total)
+                self._progress.stop_task(task)
+
+
+def status(line: str) -> None:
+    """One plain line on standard output; paths are never wrapped or styled."""
+    print(line)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def show_run(finished: Run) -> None:
+    """A run's last table: every arm in and off the trained domain, and its effect."""
+    rates, effects = finished.summary["rates"], finished.summary["effects"]
+    arms = list(dict.fromkeys(row["arm"] for row in rates))
+    metric = finished.headline.get("metric", "choice-mass")
+    rows = []
+    for arm in arms:
+        effect = _effect(effects, "treatment", arm, metric)
+        rows.append(
+            (
+                arm,
+                _rate(rates, arm, "in"),
+                _rate(rates, arm, "off", metric),
+                effect,
+                _effect(effects, "treatment", arm, "specificity"),
+            )
+        )
+    columns = ("arm", "in-domain", "off-domain", "treatment minus arm", "specificity (nats)")
+    title = f"{finished.summary['experiment']} on {finished.summary['model']}, test questions"
+    show_table(f"{title}, {finished.summary['seeds']} seeds ({metric})", columns, rows)
+
+
+def _rate(rows: list[dict[str, Any]], arm: str, domain: str, metric: str | None = None) -> str:
+    wanted = {"arm": arm, "domain": domain, "split": "test", "group": None}
+    fitting = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
+    fitting = [r for r in fitting if r["context"]["name"] == "plain"]
+    names = [metric] if metric else ["choice-mass", "judged"]
+    values = [r["value"] for name in names for r in fitting if r["metric"] == name]
+    return _number(values[-1]) if values else "–"
+
+
+def _effect(rows: list[dict[str, Any]], one: str, other: str, metric: str) -> str:
+    fitting = [
+        r
+        for r in rows
+        if r["contrast"] == [one, other]
+        and (r["domain"], r["split"], r["group"], r["metric"]) == ("off", "test", None, metric)
+        and r["context"]["name"] == "plain"
+    ]
+    return interval(fitting[-1]) if fitting else "–"
+
+
+def interval(row: dict[str, Any]) -> str:
+    """`+0.93 [0.90, 0.96]`; without the bracket where there is no interval."""
+    if row["value"] is None:
+        return "–"
+    bracket = f" [{row['low']:.2f}, {row['high']:.2f}]" if row["low"] is not None else ""
+    return f"{row['value']:+.2f}{bracket}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.2f}"
