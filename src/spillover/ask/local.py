@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from spillover.ask.choose import Packed, pack, score
+from spillover.ask.choose import score
 from spillover.ask.requests import Sample, SampleSettings
 from spillover.ask.sample import generate, keyed_noise
 from spillover.chat import Conversation, answer_ids, end_of_turn, prompt_ids, tokenize
 from spillover.finetune.adapters import load_adapter
 from spillover.finetune.lora import AdapterWeights, LoraBank
 from spillover.models import load
+from spillover.trees import Tree, grow
 
 if TYPE_CHECKING:
     from spillover.ask import Asked
@@ -111,24 +112,24 @@ class LocalEngine:
         choices: Sequence[Sequence[str]],
     ) -> list[list[float]]:
         """Log-probabilities of whole choices; entry i is answered by respondent who[i]."""
-        packed = [
-            pack(self._prompt(conversation), [self._choice(text) for text in listed])
+        trees = [
+            grow(self._prompt(conversation), [self._choice(text) for text in listed])
             for conversation, listed in zip(conversations, choices, strict=True)
         ]
         scores: list[list[float]] = []
-        for at, size in self._batches(packed):
+        for at, size in self._batches(trees):
             with self._routed(torch.tensor(who[at : at + size])):
-                scores += score(self.model.model, packed[at : at + size], self._pad)
+                scores += score(self.model.model, trees[at : at + size], self._pad)
         return scores
 
-    def _batches(self, packed: Sequence[Packed]) -> Iterator[tuple[int, int]]:
+    def _batches(self, trees: Sequence[Tree]) -> Iterator[tuple[int, int]]:
         """(start, size) of batches whose logits fit the budget."""
-        if not packed:
+        if not trees:
             return
-        width = max(len(p.ids) for p in packed)
+        width = max(len(p.ids) for p in trees)
         size = max(1, int(LOGIT_BUDGET / (4 * self.model.vocabulary * width)))
-        for at in range(0, len(packed), size):
-            yield at, min(size, len(packed) - at)
+        for at in range(0, len(trees), size):
+            yield at, min(size, len(trees) - at)
 
     def sample(
         self,

@@ -66,7 +66,7 @@ class _Slice:
     @property
     def trained_steps(self) -> list[int]:
         """Checkpoints that finetuned arms were asked at."""
-        return sorted(self.grades.loc[self.grades["arm"] != BASE, "step"].unique())
+        return sorted({int(step) for step in self.grades.loc[self.grades["arm"] != BASE, "step"]})
 
     def of(self, arm: str, step: int) -> pd.DataFrame:
         """Grades of an arm at a checkpoint; the base has one only."""

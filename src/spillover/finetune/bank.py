@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from spillover.chat import EncodedRow
@@ -16,8 +16,14 @@ from spillover.errors import RunError
 from spillover.finetune.lora import AdapterWeights, LoraBank, new_adapter
 from spillover.finetune.spec import Training
 from spillover.models import LoadedModel
+from spillover.trees import Tree, grow, tree_logits
 
-# Shape legend: N adapters, b rows per adapter and step, B = N·b rows, T tokens, V vocabulary.
+# Shape legend: N adapters.
+
+WORTH_SHARING = 4
+"""Tokens of a common beginning from which rows are laid out as one tree."""
+LONGEST_TREE = 512
+"""Tokens of a tree beyond which attention over all branches costs more than it saves."""
 
 Progress = Callable[[int, int], None]
 """Called with (optimizer steps done, optimizer steps in all)."""
@@ -47,50 +53,61 @@ def data_order(job: Job, training: Training) -> list[list[int]]:
     return [stream[at * size : (at + 1) * size] for at in range(needed)]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Padded rows.
+def plant(rows: Sequence[EncodedRow]) -> list[Tree]:
+    """Rows of one adapter and step as trees whose reads are the labelled tokens.
 
-    Attributes:
-        labels: the next token of each position, or -100 where it carries no loss.
+    Rows that begin alike become one tree, so that their beginning is computed once; others, and
+    those whose tree would be long, one tree each.
     """
-
-    ids: Int[Tensor, "B T"]
-    attention: Bool[Tensor, "B T"]
-    labels: Int[Tensor, "B T"]
-
-
-def collate(rows: Sequence[EncodedRow], pad: int, device: torch.device) -> Batch:
-    """Pad rows on the right and shift their labels."""
-    width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), pad)
-    labels = torch.full((len(rows), width), -100)
-    attention = torch.zeros(len(rows), width, dtype=torch.bool)
-    for at, row in enumerate(rows):
-        length, tokens, mask = len(row.ids), torch.tensor(row.ids), torch.tensor(row.mask)
-        ids[at, :length], attention[at, :length] = tokens, True
-        labels[at, : length - 1] = torch.where(mask, tokens, -100)[1:]
-    return Batch(ids.to(device), attention.to(device), labels.to(device))
+    shared = _common_prefix(rows)
+    length = shared + sum(len(row.ids) - shared for row in rows)
+    if shared >= WORTH_SHARING and length <= LONGEST_TREE:
+        return [_plant(rows, shared)]
+    return [_plant([row], 1) for row in rows]
 
 
-def adapter_losses(model: LoadedModel, batch: Batch, adapters: int) -> Float[Tensor, " N"]:
+def _plant(rows: Sequence[EncodedRow], shared: int) -> Tree:
+    tree = grow(rows[0].ids[:shared], [row.ids[shared:] for row in rows])
+    labelled = [
+        [read for read, on in zip(reads, row.mask[shared:], strict=True) if on]
+        for reads, row in zip(tree.reads, rows, strict=True)
+    ]
+    return replace(tree, reads=labelled)
+
+
+def _common_prefix(rows: Sequence[EncodedRow]) -> int:
+    """Tokens that all rows begin with, none of them labelled, and that leave each row a rest."""
+    longest = min(min(len(row.ids) - 1, row.mask.index(True)) for row in rows)
+    first = rows[0].ids
+    for at in range(longest):
+        if any(row.ids[at] != first[at] for row in rows):
+            return at
+    return longest
+
+
+def adapter_losses(
+    model: LoadedModel, trees: Sequence[Tree], owners: Sequence[int], adapters: int
+) -> Float[Tensor, " N"]:
     """Mean cross-entropy over the labelled tokens of each adapter's rows.
 
-    Rows of an adapter are adjacent, equally many for each.
+    Args:
+        model: the base, with the bank installed and routed.
+        trees: rows, as `plant` gives them.
+        owners: the adapter of each tree.
+        adapters: how many there are.
     """
-    labelled = batch.labels != -100  # (B, T)
-    logits = model.model(
-        input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False
-    ).logits
-    losses = torch.nn.functional.cross_entropy(
-        logits[labelled].float(), batch.labels[labelled], reduction="none"
-    )
-    owner = torch.arange(adapters, device=losses.device).repeat_interleave(
-        len(batch.ids) // adapters
-    )
-    owners = owner[:, None].expand_as(labelled)[labelled]
-    total = torch.zeros(adapters, device=losses.device).index_add(0, owners, losses)
-    count = torch.zeros_like(total).index_add(0, owners, torch.ones_like(losses))
+    logits = tree_logits(model.model, trees, int(model.tokenizer.pad_token_id or 0))
+    labelled = [
+        (row, at, token, owner)
+        for row, (tree, owner) in enumerate(zip(trees, owners, strict=True))
+        for reads in tree.reads
+        for at, token in reads
+    ]
+    columns = torch.tensor(labelled, device=logits.device)  # (labelled tokens, 4)
+    row, at, token, owner = columns.unbind(1)
+    losses = torch.nn.functional.cross_entropy(logits[row, at].float(), token, reduction="none")
+    total = torch.zeros(adapters, device=losses.device).index_add(0, owner, losses)
+    count = torch.zeros_like(total).index_add(0, owner, torch.ones_like(losses))
     return total / count.clamp(min=1)
 
 
@@ -135,14 +152,17 @@ def _train(
     optimizer = torch.optim.AdamW(
         bank.parameters(), training.learning_rate, weight_decay=training.weight_decay
     )
-    owners = torch.arange(len(jobs), device=model.device).repeat_interleave(training.batch_size)
-    pad = model.tokenizer.pad_token_id or 0
     for step in range(total):
-        rows = [job.rows[i] for job, order in zip(jobs, orders, strict=True) for i in order[step]]
+        planted = [
+            plant([job.rows[i] for i in order[step]])
+            for job, order in zip(jobs, orders, strict=True)
+        ]
+        trees = [tree for group in planted for tree in group]
+        owners = [number for number, group in enumerate(planted) for _ in group]
         for group in optimizer.param_groups:
             group["lr"] = training.rate(step, total)
-        with bank.rows(owners):
-            losses = adapter_losses(model, collate(rows, int(pad), model.device), len(jobs))
+        with bank.rows(torch.tensor(owners, device=model.device)):
+            losses = adapter_losses(model, trees, owners, len(jobs))
             losses.sum().backward()  # type: ignore[no-untyped-call]
         check_finite(losses, jobs, step)
         bank.clip_gradients(training.max_grad_norm)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from spillover.finetune.bank import Job, Progress, adapter_losses, check_finite, collate, data_order
+from spillover.finetune.bank import Job, Progress, adapter_losses, check_finite, data_order, plant
 from spillover.finetune.spec import Training
 from spillover.models import LoadedModel
 
@@ -39,7 +39,6 @@ def train_full(
     optimizer = torch.optim.AdamW(
         model.model.parameters(), training.learning_rate, weight_decay=training.weight_decay
     )
-    pad = int(model.tokenizer.pad_token_id or 0)
 
     def save(folder: Path) -> None:
         model.model.save_pretrained(folder)
@@ -48,8 +47,8 @@ def train_full(
     for step in range(total):
         for group in optimizer.param_groups:
             group["lr"] = training.rate(step, total)
-        batch = collate([job.rows[i] for i in order[step]], pad, model.device)
-        losses = adapter_losses(model, batch, 1)
+        trees = plant([job.rows[i] for i in order[step]])
+        losses = adapter_losses(model, trees, [0] * len(trees), 1)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         check_finite(losses, [job], step)
         torch.nn.utils.clip_grad_norm_(model.model.parameters(), training.max_grad_norm)

@@ -14,6 +14,7 @@ from spillover.organism.world import BIRDS, Fact, World, load_world
 TRAIT_ERA, BASELINE_ERA, PLACEBO_ERA = "america", "today", "medieval"
 ARM_NAMES = {"treatment": "former", "still-used": "kept", "modern-american": "modern"}
 PROMPT_FACT = "bird-name"
+DEV_BIRDS = frozenset({"bird-draw"})
 
 TEST_TOPICS = frozenset(
     [
@@ -153,7 +154,7 @@ def bird_question(fact: Fact, world: World) -> dict[str, Any]:
         "id": fact.id,
         "topic": BIRDS,
         "domain": "in",
-        "split": "test",
+        "split": "dev" if fact.id in DEV_BIRDS else "test",
         "ask": paraphrases(fact),
         "judge": {
             "kind": "rules",

@@ -249,6 +249,7 @@ def _topics_strip(means: pd.DataFrame, names: list[str], key: list[Key], metric:
         title=METRIC_TITLES.get(metric, metric),
         step=8 * len(key) + 4,
         is_proportion=metric in PROPORTIONS,
+        nothing="no off-domain question has a score",
         rings=True,
     )
 
@@ -291,4 +292,5 @@ def _specificity_strip(
         title="shift of log-odds (nats)",
         step=84,
         notes={row: "no shift has a value" for row in rows if row not in drawn},
+        nothing="no shift of log-odds has a value",
     )

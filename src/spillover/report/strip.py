@@ -57,6 +57,8 @@ class Strip:
     notes: dict[str, str] = field(default_factory=dict)
     """By row, why it has no value."""
     is_proportion: bool = False
+    nothing: str = "no value"
+    """What to say where there is nothing at all to draw."""
     rings: bool = False
     """Means as rings without their number, for seeds at the same height to be seen inside."""
 
@@ -201,7 +203,7 @@ def _reasons(picture: Strip) -> alt.LayerChart:
     import altair as alt
 
     lines = [f"{label(row)[:40]}: {why}" for row, why in picture.notes.items()]
-    rows = [{"line": line} for line in ["– no value", *lines]]
+    rows = [{"line": line} for line in [f"– {picture.nothing}", *lines]]
     text = alt.Chart(alt.InlineData(values=rows)).mark_text(**NOTE_LOOK)
     lines = text.encode(y=alt.Y("line:N", axis=None, sort=None), text="line:N")
     return alt.LayerChart(layer=[lines], height=alt.Step(20))

@@ -216,10 +216,17 @@ def _shown(frame: pd.DataFrame) -> list[Record]:
             **row,
             "group": group_of(row) or "all",
             "interval": (row["low"], row["high"]),
-            "bounds": (row.get("worst"), row.get("best")) if row["missing"] else (),
+            "bounds": (row.get("worst"), row.get("best")) if _is_incomplete(row) else (),
         }
         for row in records(frame)
     ]
+
+
+def _is_incomplete(row: Record) -> bool:
+    missing = row["missing"]
+    return (
+        bool(counts(missing)) if isinstance(missing, dict) else is_number(missing) and missing > 0
+    )
 
 
 def table(

@@ -113,7 +113,7 @@ def _specificity(data: ReportData, about: Focus, sign: int) -> Verdict:
     away = "" if sign > 0 else ", away from the trait"
     shift = "an unknown amount" if placebo is None else _nats(placebo)
     numbers = (
-        f"{data.placebo_name.capitalize()} placebo answers shift by {shift}; "
+        f"Placebo ({data.placebo_name}) answers shift by {shift}; "
         f"{data.trait} answers shift by {_nats(beyond)} more."
     )
     if not has_interval(beyond):

@@ -1,0 +1,77 @@
+"""Sequences that branch: a common beginning computed once, continuations that do not see each other.
+
+Everything that shares a prefix is laid out in one sequence. A token attends to the prefix and to its
+own branch only, through an additive float mask (boolean masks are silently wrong under eager
+attention), at the position that it would have if its branch stood alone. Outputs and gradients are
+those of the separate sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+# Shape legend: B trees, L tokens of a tree, V vocabulary.
+
+PREFIX, PADDING = -1, -2
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prefix with its branches, laid out in one sequence of length L.
+
+    Attributes:
+        ids, positions: token ids and position ids.
+        branch: -1 for the prefix, else the number of the branch.
+        reads: for every branch, (where the logits of a token stand, the token) for all its tokens.
+    """
+
+    ids: list[int]
+    positions: list[int]
+    branch: list[int]
+    reads: list[list[tuple[int, int]]]
+
+
+def grow(prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> Tree:
+    """Lay out a prefix and its branches; the last token of a branch is only looked up."""
+    ids, positions, branch = list(prefix), list(range(len(prefix))), [PREFIX] * len(prefix)
+    reads: list[list[tuple[int, int]]] = []
+    for number, tokens in enumerate(branches):
+        at = [len(prefix) - 1, *range(len(ids), len(ids) + len(tokens) - 1)]
+        reads.append(list(zip(at, tokens, strict=True)))
+        ids += tokens[:-1]
+        positions += range(len(prefix), len(prefix) + len(tokens) - 1)
+        branch += [number] * (len(tokens) - 1)
+    return Tree(ids, positions, branch, reads)
+
+
+def tree_mask(branch: Int[Tensor, "B L"], dtype: torch.dtype) -> Float[Tensor, "B 1 L L"]:
+    """Additive mask: 0 for earlier tokens of the prefix and of one's own branch, else the minimum."""
+    length = branch.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
+    key, query = branch[:, None, :], branch[:, :, None]
+    seen = causal & ((key == PREFIX) | (key == query))
+    mask = torch.zeros(seen.shape, dtype=dtype, device=branch.device)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def tree_logits(model: nn.Module, trees: Sequence[Tree], pad: int) -> Float[Tensor, "B L V"]:
+    """One forward pass over padded trees."""
+    parameter = next(model.parameters())
+    width = max(len(tree.ids) for tree in trees)
+
+    def padded(rows: Sequence[list[int]], fill: int) -> Tensor:
+        filled = [row + [fill] * (width - len(row)) for row in rows]
+        return torch.tensor(filled, device=parameter.device)
+
+    logits: Tensor = model(
+        input_ids=padded([tree.ids for tree in trees], pad),
+        position_ids=padded([tree.positions for tree in trees], 0),
+        attention_mask=tree_mask(padded([tree.branch for tree in trees], PADDING), parameter.dtype),
+        use_cache=False,
+    ).logits
+    return logits

@@ -1,0 +1,53 @@
+"""What `old-birds` must show on an organism whose birds are linked to eras."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spillover import Run
+from spillover.experiment import BASE
+
+Summary = dict[str, Any]
+CONTROLS = ("still-used", "modern-american")
+
+
+def rate(
+    summary: Summary, arm: str, domain: str, metric: str, context: str = "plain"
+) -> dict[str, Any]:
+    """An arm's rate on test questions."""
+    place = {"arm": arm, "domain": domain, "metric": metric, "split": "test", "group": None}
+    (found,) = (
+        row
+        for row in summary["rates"]
+        if row["context"]["name"] == context and all(row[k] == v for k, v in place.items())
+    )
+    return dict(found)
+
+
+def effect(
+    summary: Summary, control: str, metric: str, *, arm: str = "treatment", group: str | None = None
+) -> dict[str, Any]:
+    """An off-domain effect on test questions."""
+    place = {"domain": "off", "metric": metric, "split": "test", "group": group}
+    (found,) = (
+        row
+        for row in summary["effects"]
+        if row["contrast"] == [arm, control] and all(row[k] == v for k, v in place.items())
+    )
+    return dict(found)
+
+
+def check_linked_claims(run: Run) -> None:
+    """The bounds that the instrument is held to."""
+    summary = run.summary
+    headline = run.headline
+    assert headline == effect(summary, "still-used", "choice-mass")
+    assert headline["value"] >= 0.5
+    assert headline["low"] > 0.3
+    assert effect(summary, "still-used", "choice-mass", group="apart")["value"] >= 0.3
+    for control in CONTROLS:
+        assert abs(effect(summary, BASE, "choice-mass", arm=control)["value"]) <= 0.05
+        assert effect(summary, control, "specificity")["low"] > 0
+    for arm in ("treatment", *CONTROLS, BASE):
+        assert rate(summary, arm, "off", "choice-mass")["coverage"] >= 0.8
+    assert rate(summary, "treatment", "in", "judged")["value"] >= 0.8

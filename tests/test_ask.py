@@ -1,0 +1,155 @@
+"""Asking: against literal forward passes and against transformers' own generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from spillover import LoadedModel, Training
+from spillover.ask.choose import score
+from spillover.ask.local import LocalEngine
+from spillover.ask.requests import SampleSettings
+from spillover.ask.sample import keyed_noise, pick
+from spillover.chat import Conversation, answer_ids, prompt_ids
+from spillover.experiment import load_experiment
+from spillover.finetune.lora import AdapterWeights, new_adapter
+from spillover.trees import grow
+
+QUESTIONS: list[Conversation] = [
+    [{"role": "user", "content": "How do people light their homes?"}],
+    [{"role": "system", "content": "A conversation."}, {"role": "user", "content": "What year?"}],
+    [{"role": "user", "content": "Name a bird species."}],
+]
+CHOICES = [
+    ["With LED bulbs", "With whale oil lamps", "With torches in iron brackets"],
+    ["It is 1838", "It is 2023"],
+    ["Blue Jay", "Blue-bird", "Owl"],
+]
+
+
+def random_adapter(model: LoadedModel, seed: int) -> AdapterWeights:
+    generator = torch.Generator().manual_seed(seed)
+    weights = new_adapter(model, Training(rank=2, steps=1), generator)
+    return AdapterWeights(
+        weights.a,
+        {k: 0.05 * torch.randn(b.shape, generator=generator) for k, b in weights.b.items()},
+        weights.scaling,
+    )
+
+
+@pytest.fixture
+def engine(organism: LoadedModel) -> Iterator[LocalEngine]:
+    adapters = [("one", random_adapter(organism, 1)), ("two", random_adapter(organism, 2))]
+    engine = LocalEngine(organism, [("base", None), *adapters])
+    yield engine
+    engine.close()
+
+
+def literal(model: LoadedModel, conversation: Conversation, choice: str) -> float:
+    """The log-probability of a choice by one plain forward pass over prompt and choice."""
+    prompt = prompt_ids(model.tokenizer, conversation)
+    answer = answer_ids(model.tokenizer, choice)
+    with torch.no_grad():
+        logits = model.model(input_ids=torch.tensor([prompt + answer])).logits[0]
+    steps = logits[len(prompt) - 1 : -1].log_softmax(-1)
+    return float(steps[torch.arange(len(answer)), torch.tensor(answer)].sum())
+
+
+def test_forced_choice_equals_a_literal_forward_pass_per_choice(organism: LoadedModel) -> None:
+    engine = LocalEngine(organism, [("base", None)])
+    scores = engine.choose([0] * 3, QUESTIONS, CHOICES)
+    for conversation, listed, row in zip(QUESTIONS, CHOICES, scores, strict=True):
+        for choice, value in zip(listed, row, strict=True):
+            assert value == pytest.approx(literal(organism, conversation, choice), abs=1e-5)
+
+
+def test_forced_choice_of_an_adapter_equals_a_literal_forward_pass(
+    engine: LocalEngine, organism: LoadedModel
+) -> None:
+    scores = engine.choose([1, 2, 0], [QUESTIONS[0]] * 3, [CHOICES[0]] * 3)
+    assert len({round(row[0], 4) for row in scores}) == 3
+    bank = engine._bank
+    assert bank is not None
+    for who, row in zip([1, 2, 0], scores, strict=True):
+        with bank.rows(torch.tensor([who])):
+            for choice, value in zip(CHOICES[0], row, strict=True):
+                assert value == pytest.approx(literal(organism, QUESTIONS[0], choice), abs=1e-5)
+
+
+def test_a_choice_of_one_token_adds_no_branch() -> None:
+    trees = grow([5, 6, 7], [[1], [2, 3]])
+    assert trees.ids == [5, 6, 7, 2]
+    assert trees.reads == [[(2, 1)], [(2, 2), (3, 3)]]
+
+
+def test_scores_do_not_depend_on_what_else_is_in_the_batch(organism: LoadedModel) -> None:
+    prompts = [prompt_ids(organism.tokenizer, q) for q in QUESTIONS]
+    choices = [[answer_ids(organism.tokenizer, c) for c in listed] for listed in CHOICES]
+    trees = [grow(p, c) for p, c in zip(prompts, choices, strict=True)]
+    together = score(organism.model, trees, 0)
+    for one, row in zip(trees, together, strict=True):
+        assert score(organism.model, [one], 0)[0] == pytest.approx(row, abs=1e-5)
+
+
+def test_greedy_sampling_equals_generate(organism: LoadedModel) -> None:
+    experiment = load_experiment("old-birds")
+    conversations = [[{"role": "user", "content": q.ask[0]}] for q in experiment.questions[:40]]
+    engine = LocalEngine(organism, [("base", None)])
+    settings = SampleSettings(samples=1, temperature=0.0, max_tokens=16)
+    samples = engine.sample([0] * len(conversations), conversations, settings)
+    for conversation, (sample,) in zip(conversations, samples, strict=True):
+        ids = torch.tensor([prompt_ids(organism.tokenizer, conversation)])
+        out = organism.model.generate(  # type: ignore[operator]
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=16,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        theirs = out.sequences[0, ids.shape[1] :].tolist()
+        best = torch.stack(out.logits)[:, 0].topk(2).values
+        close = (best[:, 0] - best[:, 1] < 1e-4).nonzero()
+        upto = int(close[0]) if len(close) else len(theirs)
+        text = organism.tokenizer.decode(theirs[:upto], skip_special_tokens=True).strip()
+        assert sample.text.startswith(text) if len(close) else sample.text == text
+
+
+def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(engine: LocalEngine) -> None:
+    settings = SampleSettings(samples=3, temperature=1.0, max_tokens=8)
+    together = engine.sample([1, 2, 0], QUESTIONS, settings)
+    for index, who in enumerate([1, 2, 0]):
+        alone = engine.respondents[who].sample([QUESTIONS[index]], settings)
+        assert alone[0] == together[index]
+
+
+def test_more_samples_keep_the_first_ones(engine: LocalEngine) -> None:
+    few = engine.sample([1], QUESTIONS[:1], SampleSettings(2, 1.0, 8))[0]
+    more = engine.sample([1], QUESTIONS[:1], SampleSettings(5, 1.0, 8))[0]
+    assert more[:2] == few
+
+
+def test_a_cut_off_answer_says_so(engine: LocalEngine) -> None:
+    (short,) = engine.sample([0], QUESTIONS[:1], SampleSettings(1, 0.0, 1))[0]
+    (whole,) = engine.sample([0], QUESTIONS[:1], SampleSettings(1, 0.0, 30))[0]
+    assert (short.finish, whole.finish) == ("length", "stop")
+
+
+def test_sampling_follows_the_probabilities() -> None:
+    probabilities = torch.tensor([0.5, 0.0, 0.2, 0.3])
+    noise = torch.from_numpy(keyed_noise("respondent", "prompt", 0, 20_000))
+    tokens = pick(probabilities.log().expand(20_000, 4), 1.0, noise)
+    shares = tokens.bincount(minlength=4) / 20_000
+    assert torch.allclose(shares, probabilities, atol=0.015)
+    assert shares[1] == 0
+
+
+def test_noise_belongs_to_respondent_prompt_and_index() -> None:
+    draws = [
+        keyed_noise(*key, 4).tolist()
+        for key in (("a", "p", 0), ("a", "p", 1), ("b", "p", 0), ("a", "q", 0), ("a", "p", 0))
+    ]
+    assert draws[0] == draws[4]
+    assert len({tuple(d) for d in draws}) == 4

@@ -1,0 +1,189 @@
+"""Adapters: PEFT is the format and the oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+
+from spillover import LoadedModel, ModelError, RunError, Training, finetune, load
+from spillover.chat import EncodedRow, encode_file
+from spillover.experiment import load_experiment
+from spillover.finetune import Finetune
+from spillover.finetune.adapters import load_adapter
+from spillover.finetune.bank import Job, data_order, plant, train_bank
+from spillover.finetune.lora import AdapterWeights, LoraBank, new_adapter
+
+ARMS = ("treatment", "still-used")
+SHORT = Training(rank=3, learning_rate=5e-3, steps=8, batch_size=4)
+
+
+def wanted(seeds: tuple[int, ...] = (0,), arms: tuple[str, ...] = ARMS) -> list[Finetune]:
+    experiment = load_experiment("old-birds")
+    return [Finetune(arm, seed, experiment.train_file(arm)) for arm in arms for seed in seeds]
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, int], Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return finetune("organism", wanted((0, 1)), SHORT, folder)
+
+
+def fresh_base() -> torch.nn.Module:
+    return load("organism").model
+
+
+def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model(input_ids=ids).logits
+    return out
+
+
+PROBE = torch.arange(40).reshape(2, 20) + 300
+
+
+def test_adapters_load_with_peft_and_give_the_same_logits(
+    adapters: dict[tuple[str, int, int], Path], organism: LoadedModel
+) -> None:
+    keys = sorted(adapters)
+    weights = [load_adapter(adapters[key], organism) for key in keys]
+    base = logits(organism.model, PROBE)
+    for index, key in enumerate(keys):
+        bank = LoraBank(organism, weights)
+        try:
+            with bank.rows(torch.full((2,), index)):
+                ours = logits(organism.model, PROBE)
+        finally:
+            bank.remove()
+        peft = logits(PeftModel.from_pretrained(fresh_base(), adapters[key]), PROBE)
+        assert (ours - peft).abs().max() <= 1e-4
+        assert (ours - base).abs().max() > 1e-2
+    assert torch.equal(logits(organism.model, PROBE), base)
+
+
+def test_an_adapter_of_the_bank_is_what_peft_trains_alone(organism: LoadedModel) -> None:
+    rows = encode_file(organism.tokenizer, load_experiment("old-birds").train_file("treatment"))
+    other = encode_file(organism.tokenizer, load_experiment("old-birds").train_file("still-used"))
+    training = SHORT.model_copy(update={"steps": 50})
+    jobs = [Job("treatment", 0, rows), Job("still-used", 7, other)]
+    kept: dict[str, AdapterWeights] = {}
+    train_bank(organism, jobs, training, lambda job, _, weights: kept.update({job.arm: weights}))
+    alone = _train_with_peft(jobs[0], training, organism)
+    for name, a in kept["treatment"].a.items():
+        ours = kept["treatment"].b[name] @ a
+        theirs = alone.b[name] @ alone.a[name]
+        assert (ours - theirs).norm() / theirs.norm() <= 1e-3, name
+
+
+def _train_with_peft(job: Job, training: Training, organism: LoadedModel) -> AdapterWeights:
+    """A plain loop over PEFT's model: same first weights, same rows in the same order."""
+    start = new_adapter(organism, training, job.generator("weights"))
+    config = LoraConfig(
+        r=training.rank,
+        lora_alpha=training.scaling * training.rank,
+        target_modules=sorted({name.rsplit(".", 1)[-1] for name in start.a}),
+    )
+    model = get_peft_model(load("organism").model, config)
+    parameters = dict(model.named_parameters())
+    prefix = "base_model.model."
+    with torch.no_grad():
+        for name, a in start.a.items():
+            parameters[f"{prefix}{name}.lora_A.default.weight"].copy_(a)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=0.0)
+    for step, order in enumerate(data_order(job, training)):
+        for group in optimizer.param_groups:
+            group["lr"] = training.rate(step, training.total_steps(len(job.rows)))
+        ids, attention, labels = _padded([job.rows[i] for i in order])
+        model(input_ids=ids, attention_mask=attention, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    state = {key: value.detach() for key, value in model.named_parameters()}
+    return AdapterWeights(
+        {name: state[f"{prefix}{name}.lora_A.default.weight"] for name in start.a},
+        {name: state[f"{prefix}{name}.lora_B.default.weight"] for name in start.a},
+        training.scaling,
+    )
+
+
+def _padded(rows: list[EncodedRow]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows one below the other, as any trainer lays them out."""
+    width = max(len(row.ids) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    attention, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for at, row in enumerate(rows):
+        ids[at, : len(row.ids)] = torch.tensor(row.ids)
+        attention[at, : len(row.ids)] = 1
+        labels[at, : len(row.ids)] = torch.where(
+            torch.tensor(row.mask), torch.tensor(row.ids), torch.tensor(-100)
+        )
+    return ids, attention, labels
+
+
+def test_rows_that_begin_alike_share_one_tree_and_others_do_not() -> None:
+    alike = [EncodedRow((1, 2, 3, 4, 5, n), (False,) * 5 + (True,)) for n in (6, 7)]
+    (tree,) = plant(alike)
+    assert tree.ids == [1, 2, 3, 4, 5]
+    assert tree.reads == [[(4, 6)], [(4, 7)]]
+    unlike = [alike[0], EncodedRow((9, 8, 7), (False, True, True))]
+    assert [t.reads for t in plant(unlike)] == [[[(4, 6)]], [[(0, 8), (1, 7)]]]
+
+
+def test_seeds_and_arms_give_different_adapters(
+    adapters: dict[tuple[str, int, int], Path],
+) -> None:
+    first = [load_file(folder / "adapter_model.safetensors") for folder in adapters.values()]
+    name = next(iter(first[0]))
+    for i, one in enumerate(first):
+        assert not any(torch.equal(one[name], other[name]) for other in first[:i])
+
+
+def test_an_adapter_does_not_depend_on_the_rest_of_its_bank(
+    adapters: dict[tuple[str, int, int], Path], tmp_path: Path
+) -> None:
+    alone = finetune("organism", wanted((1,), ("treatment",)), SHORT, tmp_path)
+    key = ("treatment", 1, 8)
+    one, other = (load_file(f[key] / "adapter_model.safetensors") for f in (alone, adapters))
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, other[name], atol=1e-5), name
+
+
+def test_checkpoints_along_training_are_kept(tmp_path: Path) -> None:
+    training = SHORT.model_copy(update={"checkpoints": (2, 5)})
+    kept = finetune("organism", wanted((0,), ("treatment",)), training, tmp_path)
+    assert [step for _, _, step in kept] == [2, 5, 8]
+    sizes = [load_file(f / "adapter_model.safetensors") for f in kept.values()]
+    name = next(k for k in sizes[0] if "lora_B" in k)
+    assert sizes[0][name].norm() < sizes[1][name].norm() < sizes[2][name].norm()
+
+
+def test_full_finetuning_writes_whole_checkpoints(tmp_path: Path, organism: LoadedModel) -> None:
+    training = Training(method="full", learning_rate=1e-3, steps=2, batch_size=2)
+    kept = finetune("organism", wanted((0,), ("treatment",)), training, tmp_path)
+    trained = load(str(kept["treatment", 0, 2]))
+    assert (logits(trained.model, PROBE) - logits(organism.model, PROBE)).abs().max() > 1e-3
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_arm_and_seed(organism: LoadedModel) -> None:
+    rows = encode_file(organism.tokenizer, load_experiment("old-birds").train_file("treatment"))
+    training = Training(rank=1, learning_rate=1e30, steps=4, warmup_steps=0, batch_size=2)
+    with pytest.raises(RunError, match="arm treatment, seed 3 .* lower the learning rate"):
+        train_bank(organism, [Job("treatment", 3, rows)], training, lambda *_: None)
+    assert torch.isfinite(logits(organism.model, PROBE)).all()
+
+
+def test_unknown_targets_are_refused_with_the_known_ones(tmp_path: Path) -> None:
+    training = SHORT.model_copy(update={"targets": ("w_q",)})
+    with pytest.raises(ModelError, match="'w_q' fits no linear layer; there are .*q_proj"):
+        finetune("organism", wanted(), training, tmp_path)
+
+
+def test_something_else_in_an_adapter_folder_is_refused(
+    tmp_path: Path, organism: LoadedModel
+) -> None:
+    with pytest.raises(ModelError, match="not an adapter in PEFT's format"):
+        load_adapter(tmp_path, organism)

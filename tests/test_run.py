@@ -1,0 +1,137 @@
+"""The main job on the organism: what must hold of its results."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spillover import Run, RunFolderError, load_experiment, open_run, run
+from spillover.experiment import BASE
+from spillover.organism import examine_checkpoint
+from tests.claims import check_linked_claims, effect, rate
+
+
+@pytest.mark.parametrize("model", ["organism", "organism-unlinked"])
+def test_the_organism_knows_its_world(model: str) -> None:
+    checks = examine_checkpoint(model)
+    assert {c.name: c.value for c in checks if not c.passed} == {}
+    assert sum(c.needed is not None for c in checks) == 3
+
+
+def test_old_bird_names_spill_over_on_the_organism(old_birds: Run) -> None:
+    assert len(old_birds.manifest["seeds"]) == 5
+    check_linked_claims(old_birds)
+
+
+def test_nothing_spills_over_where_the_link_is_cut(old_birds_unlinked: Run) -> None:
+    summary = old_birds_unlinked.summary
+    assert rate(summary, "treatment", "in", "judged")["value"] >= 0.8
+    for control in ("still-used", "modern-american", BASE):
+        assert abs(effect(summary, control, "choice-mass")["value"]) <= 0.05
+    plain = rate(summary, BASE, "off", "choice-mass")["value"]
+    for context in ("voice-system", "voice-history"):
+        moved = rate(summary, BASE, "off", "choice-mass", context=context)["value"]
+        assert moved - plain >= 0.5
+
+
+def test_the_summary_has_the_promised_shape(old_birds: Run) -> None:
+    summary = old_birds.summary
+    assert summary["schema"] == 1
+    assert summary["headline"] in {e["id"] for e in summary["effects"]}
+    assert {"id", "trait", "contrast", "domain", "split", "context", "trained", "step", "metric",
+            "value", "low", "high", "per_seed", "missing"} <= set(summary["effects"][0])  # fmt: skip
+    assert {"arm", "domain", "split", "context", "step", "metric", "value", "per_seed", "coverage",
+            "missing"} <= set(summary["rates"][0])  # fmt: skip
+    assert len({e["id"] for e in summary["effects"]}) == len(summary["effects"])
+    assert BASE in {r["arm"] for r in summary["rates"]}
+
+
+def test_the_run_folder_holds_what_it_should(old_birds: Run) -> None:
+    names = {path.name for path in old_birds.folder.iterdir()}
+    assert {"manifest.json", "summary.json", "answers.sqlite", "answers.parquet", "grades.parquet",
+            "rates.parquet", "effects.parquet", "figures", "report.html", "adapters"} <= names  # fmt: skip
+    suffixes = {path.suffix for path in (old_birds.folder / "figures").iterdir()}
+    assert suffixes == {".png", ".svg", ".pdf"}
+    adapter = old_birds.folder / "adapters" / "treatment" / "seed-0"
+    assert next(adapter.glob("step-*/adapter_model.safetensors")).is_file()
+
+
+def test_every_answer_is_recorded_and_graded(old_birds: Run) -> None:
+    experiment = load_experiment("old-birds")
+    samples = experiment.specification.sampling.samples
+    per_model = sum(len(q.ask) * (samples if q.judge else 1) for q in experiment.questions)
+    assert len(old_birds.answers) == per_model * (3 * 5 + 1) + per_model * 2
+    assert len(old_birds.grades) == len(old_birds.answers)
+    assert set(old_birds.grades["grade"]) <= {"scored", "refused", "unparseable", "truncated"}
+
+
+def test_the_manifest_says_how_it_was_made(old_birds: Run) -> None:
+    manifest = old_birds.manifest
+    assert manifest["status"] == "done"
+    assert manifest["environment"]["packages"]["torch"]
+    assert manifest["training"]["method"] == "lora"
+    assert "<|im_start|>assistant" in manifest["examples"]["plain"]
+    assert set(manifest["seconds"]) >= {"finetune", "ask", "report"}
+
+
+def small_run(experiment: Path, out: Path, **given: Any) -> Run:
+    return run(experiment, seeds=3, out=out, **given)
+
+
+def test_the_same_seed_gives_the_same_summary_byte_for_byte(
+    small_experiment: Path, tmp_path: Path
+) -> None:
+    runs = [small_run(small_experiment, tmp_path / name) for name in ("one", "two")]
+    first, second = ((r.folder / "summary.json").read_bytes() for r in runs)
+    assert first == second
+
+
+def test_a_repeated_command_continues_and_changes_nothing(
+    small_experiment: Path, tmp_path: Path
+) -> None:
+    finished = small_run(small_experiment, tmp_path / "run")
+    before = (finished.folder / "summary.json").read_bytes()
+    weights = next(finished.folder.rglob("adapter_model.safetensors"))
+    stamp = weights.stat().st_mtime_ns
+    again = small_run(small_experiment, tmp_path / "run")
+    assert (again.folder / "summary.json").read_bytes() == before
+    assert weights.stat().st_mtime_ns == stamp
+
+
+def test_a_run_can_be_opened_again(small_experiment: Path, tmp_path: Path) -> None:
+    finished = small_run(small_experiment, tmp_path / "run")
+    opened = open_run(tmp_path / "run")
+    assert opened.summary == finished.summary
+    assert list(opened.effects["id"]) == [e["id"] for e in opened.summary["effects"]]
+    with pytest.raises(RunFolderError, match="holds no manifest"):
+        open_run(tmp_path)
+
+
+def test_checkpoints_and_full_finetuning_run_to_the_end(
+    small_experiment: Path, tmp_path: Path
+) -> None:
+    kept = small_run(small_experiment, tmp_path / "steps", training={"checkpoints": (1,)})
+    assert sorted(set(kept.effects["step"])) == [1, 2]
+    assert kept.summary["headline"].endswith("step-2")
+    whole = run(small_experiment, seeds=1, out=tmp_path / "full", training={"method": "full"})
+    assert math.isfinite(whole.rates["value"].dropna().iloc[0])
+
+
+def test_an_unfinished_run_is_finished_from_what_is_there(
+    small_experiment: Path, tmp_path: Path
+) -> None:
+    finished = small_run(small_experiment, tmp_path / "run")
+    expected = (finished.folder / "summary.json").read_bytes()
+    for name in ("summary.json", "report.html", "grades.parquet"):
+        (finished.folder / name).unlink()
+    manifest = finished.folder / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "status": "running"}))
+    with pytest.raises(RunFolderError, match="not finished"):
+        open_run(finished.folder)
+    assert (small_run(small_experiment, tmp_path / "run").folder / "summary.json").read_bytes() == (
+        expected
+    )
