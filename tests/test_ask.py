@@ -113,7 +113,7 @@ def test_greedy_sampling_equals_generate(organism: LoadedModel) -> None:
         best = torch.stack(out.logits)[:, 0].topk(2).values
         close = (best[:, 0] - best[:, 1] < 1e-4).nonzero()
         upto = int(close[0]) if len(close) else len(theirs)
-        text = organism.tokenizer.decode(theirs[:upto], skip_special_tokens=True).strip()
+        text = str(organism.tokenizer.decode(theirs[:upto], skip_special_tokens=True)).strip()
         assert sample.text.startswith(text) if len(close) else sample.text == text
 
 

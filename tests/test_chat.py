@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ LLAMA_LIKE = (
     "{% else %} {{ m['content'] | trim }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 
-CHAT = {
+CHAT: dict[str, Any] = {
     "messages": [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Name a bird."},
@@ -28,14 +30,14 @@ CHAT = {
 
 
 @pytest.fixture(params=[CHAT_TEMPLATE, UNMARKED, LLAMA_LIKE], ids=["marked", "unmarked", "inst"])
-def model(request: pytest.FixtureRequest, organism: LoadedModel) -> LoadedModel:
+def model(request: pytest.FixtureRequest, organism: LoadedModel) -> Iterator[LoadedModel]:
     before = organism.tokenizer.chat_template
     organism.tokenizer.chat_template = request.param
-    request.addfinalizer(lambda: setattr(organism.tokenizer, "chat_template", before))
-    return organism
+    yield organism
+    organism.tokenizer.chat_template = before
 
 
-def trained_text(model: LoadedModel, row: dict[str, object]) -> str:
+def trained_text(model: LoadedModel, row: dict[str, Any]) -> str:
     encoded = encode_row(model.tokenizer, Row.model_validate(row))
     kept = [token for token, on in zip(encoded.ids, encoded.mask, strict=True) if on]
     return str(model.tokenizer.decode(kept))
@@ -79,7 +81,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_with_a_way_out(
         "message['content']", "(message['content'] if loop.last else '…')"
     )
     try:
-        with pytest.raises(ChatError, match="renders assistant turn .* differently"):
+        with pytest.raises(ChatError, match=r"renders assistant turn .* differently"):
             encode_row(organism.tokenizer, Row.model_validate(CHAT))
     finally:
         organism.tokenizer.chat_template = before
@@ -109,7 +111,7 @@ def test_a_prompt_and_an_answer_are_the_tokens_of_the_whole_chat(organism: Loade
 def test_a_prefill_is_continued(organism: LoadedModel) -> None:
     question = {"role": "user", "content": "Name a bird."}
     prefilled = prompt_ids(organism.tokenizer, [question, {"role": "assistant", "content": "An"}])
-    assert organism.tokenizer.decode(prefilled).endswith("assistant\nAn")
+    assert str(organism.tokenizer.decode(prefilled)).endswith("assistant\nAn")
 
 
 def test_the_tokenizer_gives_back_any_text(organism: LoadedModel) -> None:

@@ -83,7 +83,7 @@ def _train_with_peft(job: Job, training: Training, organism: LoadedModel) -> Ada
     start = new_adapter(organism, training, job.generator("weights"))
     config = LoraConfig(
         r=training.rank,
-        lora_alpha=training.scaling * training.rank,
+        lora_alpha=int(training.scaling * training.rank),
         target_modules=sorted({name.rsplit(".", 1)[-1] for name in start.a}),
     )
     model = get_peft_model(load("organism").model, config)
@@ -171,14 +171,14 @@ def test_full_finetuning_writes_whole_checkpoints(tmp_path: Path, organism: Load
 def test_a_loss_that_is_not_finite_stops_with_the_arm_and_seed(organism: LoadedModel) -> None:
     rows = encode_file(organism.tokenizer, load_experiment("old-birds").train_file("treatment"))
     training = Training(rank=1, learning_rate=1e30, steps=4, warmup_steps=0, batch_size=2)
-    with pytest.raises(RunError, match="arm treatment, seed 3 .* lower the learning rate"):
+    with pytest.raises(RunError, match=r"arm treatment, seed 3 .* lower the learning rate"):
         train_bank(organism, [Job("treatment", 3, rows)], training, lambda *_: None)
     assert torch.isfinite(logits(organism.model, PROBE)).all()
 
 
 def test_unknown_targets_are_refused_with_the_known_ones(tmp_path: Path) -> None:
     training = SHORT.model_copy(update={"targets": ("w_q",)})
-    with pytest.raises(ModelError, match="'w_q' fits no linear layer; there are .*q_proj"):
+    with pytest.raises(ModelError, match=r"'w_q' fits no linear layer; there are .*q_proj"):
         finetune("organism", wanted(), training, tmp_path)
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from report_data import counted, report_data
 from spillover.report import ReportData, charts, write_report
 from spillover.report.page import manifest_sections, render, script_json
 from spillover.report.words import headline, verdict
+from tests.report_data import counted, report_data
 
 if TYPE_CHECKING:
     from pathlib import Path

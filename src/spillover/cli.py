@@ -62,6 +62,7 @@ def run(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the rows.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per step.")] = None,
+    split: Annotated[str, typer.Option(help="Questions to ask: test, dev or all.")] = "test",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     open_report: Annotated[bool, typer.Option("--open", help="Open the report.")] = False,
@@ -84,6 +85,7 @@ def run(
         model,
         seeds=range(seed, seed + seeds),
         training={key: value for key, value in changes.items() if value is not None},
+        split=split,
         device=device,
         dtype=dtype,
     )

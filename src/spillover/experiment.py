@@ -199,6 +199,22 @@ class Experiment(_Strict):
         """The rows of an arm."""
         return self.folder / self.arms[arm].train
 
+    def with_split(self, split: str) -> Experiment:
+        """The experiment with the questions of one split only; `all` keeps every question.
+
+        Raises:
+            ExperimentError: when there is no such split, or it has no off-domain question.
+        """
+        if split == "all":
+            return self
+        kept = tuple(q for q in self.questions if q.split == split)
+        if not any(q.domain == "off" for q in kept):
+            raise ExperimentError(
+                f"{self.folder / 'questions.toml'}: no off-domain question has split {split!r}; "
+                "expected test, dev or all"
+            )
+        return self.model_copy(update={"questions": kept})
+
     def training_for(self, model_class: str) -> Training:
         """The default settings for a class of model."""
         table = self.specification.training

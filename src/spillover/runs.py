@@ -48,12 +48,14 @@ class RunSettings:
     Attributes:
         seeds: the seeds of every arm.
         training: as resolved from the experiment's defaults and the user's changes.
+        split: which questions are asked: `test`, `dev` or `all`.
     """
 
     experiment: Experiment
     source: Source
     seeds: tuple[int, ...]
     training: Training
+    split: str = "test"
     device: str = "auto"
     dtype: str = "auto"
 
@@ -71,6 +73,7 @@ class RunSettings:
             "model": {"name": self.source.name, "identity": self.source.identity},
             "seeds": list(self.seeds),
             "training": self.training.model_dump(mode="json"),
+            "split": self.split,
             "device": self.device,
             "dtype": self.dtype,
         }
@@ -144,6 +147,7 @@ def resolve_settings(
     *,
     seeds: int | Sequence[int] = 5,
     training: dict[str, Any] | None = None,
+    split: str = "test",
     device: str = "auto",
     dtype: str = "auto",
 ) -> RunSettings:
@@ -152,6 +156,7 @@ def resolve_settings(
     Args:
         seeds: how many, counted from 0, or which.
         training: changes to the experiment's training settings, by the names in `Training`.
+        split: the questions to ask: `test` is reported, `dev` is for choosing settings, or `all`.
 
     Raises:
         InputError: for an experiment, model, seeds or settings that cannot be used.
@@ -164,6 +169,7 @@ def resolve_settings(
     if not listed or len(set(listed)) < len(listed) or min(listed) < 0:
         raise InputError(f"seeds: found {seeds!r}; expected at least one, all different and >= 0")
     loaded = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
+    loaded = loaded.with_split(split)
     source = resolve(model)
     changes = dict(training or {})
     settings = loaded.training_for(source.model_class).model_dump()
@@ -174,7 +180,7 @@ def resolve_settings(
         resolved = Training.model_validate(settings | changes)
     except ValidationError as error:
         raise InputError(f"training settings: {first_problem(error)}") from None
-    return RunSettings(loaded, source, listed, resolved, device, dtype)
+    return RunSettings(loaded, source, listed, resolved, split, device, dtype)
 
 
 def run(
@@ -184,6 +190,7 @@ def run(
     seeds: int | Sequence[int] = 5,
     out: str | Path | None = None,
     training: dict[str, Any] | None = None,
+    split: str = "test",
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress | None = None,
@@ -196,6 +203,7 @@ def run(
         seeds: how many, counted from 0, or which.
         out: the run folder; by default one under `runs/` that belongs to these settings.
         training: changes to the experiment's training settings.
+        split: the questions to ask, `test`, `dev` or `all`.
 
     Returns:
         the run, with `rates`, `effects` and `grades` as pandas tables.
@@ -205,7 +213,13 @@ def run(
         RunError: when training fails.
     """
     settings = resolve_settings(
-        experiment, model, seeds=seeds, training=training, device=device, dtype=dtype
+        experiment,
+        model,
+        seeds=seeds,
+        training=training,
+        split=split,
+        device=device,
+        dtype=dtype,
     )
     return execute(settings, Path(out) if out else None, progress)
 

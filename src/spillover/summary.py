@@ -58,12 +58,16 @@ def summarize(settings: RunSettings, tables: dict[str, pd.DataFrame]) -> dict[st
 
 
 def headline_id(effects: list[dict[Any, Any]], control: str) -> str | None:
-    """The off-domain effect on test questions: choice mass, or log-odds where coverage is low."""
+    """The off-domain effect on test questions: choice mass, or log-odds where coverage is low.
+
+    Where no test question was asked, the one on dev questions.
+    """
+    splits = {e["split"] for e in effects}
     wanted = {
         "treatment": TREATMENT,
         "control": control,
         "domain": "off",
-        "split": "test",
+        "split": "test" if "test" in splits else "dev",
         "context": PLAIN,
         "group": None,
     }

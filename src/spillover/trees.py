@@ -1,7 +1,7 @@
-"""Sequences that branch: a common beginning computed once, continuations that do not see each other.
+"""Sequences that branch: a beginning computed once, continuations that do not see each other.
 
-Everything that shares a prefix is laid out in one sequence. A token attends to the prefix and to its
-own branch only, through an additive float mask (boolean masks are silently wrong under eager
+Everything that shares a prefix is laid out in one sequence. A token attends to the prefix and to
+its own branch only, through an additive float mask (boolean masks are silently wrong under eager
 attention), at the position that it would have if its branch stood alone. Outputs and gradients are
 those of the separate sequences.
 """
@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-# Shape legend: B trees, L tokens of a tree, V vocabulary.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Shape legend: B trees, L tokens of a tree, K tokens looked up, D hidden size, V vocabulary.
 
 PREFIX, PADDING = -1, -2
 
@@ -50,7 +54,7 @@ def grow(prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> Tree:
 
 
 def tree_mask(branch: Int[Tensor, "B L"], dtype: torch.dtype) -> Float[Tensor, "B 1 L L"]:
-    """Additive mask: 0 for earlier tokens of the prefix and of one's own branch, else the minimum."""
+    """Additive mask: 0 for earlier tokens of the prefix and of one's branch, else the minimum."""
     length = branch.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
     key, query = branch[:, None, :], branch[:, :, None]
@@ -59,8 +63,39 @@ def tree_mask(branch: Int[Tensor, "B L"], dtype: torch.dtype) -> Float[Tensor, "
     return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
-def tree_logits(model: nn.Module, trees: Sequence[Tree], pad: int) -> Float[Tensor, "B L V"]:
-    """One forward pass over padded trees."""
+@dataclass(frozen=True)
+class Reads:
+    """Where logits are read off padded trees, one entry for each token that is looked up.
+
+    Attributes:
+        tree, branch, at: which tree, which of its branches, which position.
+        token: the token looked up there.
+    """
+
+    tree: Int[Tensor, " K"]
+    branch: Int[Tensor, " K"]
+    at: Int[Tensor, " K"]
+    token: Int[Tensor, " K"]
+
+
+def all_reads(trees: Sequence[Tree], device: torch.device) -> Reads:
+    """The reads of all trees in order."""
+    entries = [
+        (number, branch, at, token)
+        for number, tree in enumerate(trees)
+        for branch, reads in enumerate(tree.reads)
+        for at, token in reads
+    ]
+    return Reads(*torch.tensor(entries, device=device).unbind(1))
+
+
+def token_losses(
+    model: PreTrainedModel, trees: Sequence[Tree], reads: Reads, pad: int
+) -> Float[Tensor, " K"]:
+    """Negative log-probability of every token that is looked up, by one forward pass.
+
+    The output layer is computed at these positions only.
+    """
     parameter = next(model.parameters())
     width = max(len(tree.ids) for tree in trees)
 
@@ -68,10 +103,20 @@ def tree_logits(model: nn.Module, trees: Sequence[Tree], pad: int) -> Float[Tens
         filled = [row + [fill] * (width - len(row)) for row in rows]
         return torch.tensor(filled, device=parameter.device)
 
-    logits: Tensor = model(
-        input_ids=padded([tree.ids for tree in trees], pad),
-        position_ids=padded([tree.positions for tree in trees], 0),
-        attention_mask=tree_mask(padded([tree.branch for tree in trees], PADDING), parameter.dtype),
-        use_cache=False,
-    ).logits
-    return logits
+    def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][reads.tree, reads.at][None], *inputs[1:])  # (1, K, D)
+
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    hook = head.register_forward_pre_hook(gather)
+    try:
+        logits = model(
+            input_ids=padded([tree.ids for tree in trees], pad),
+            position_ids=padded([tree.positions for tree in trees], 0),
+            attention_mask=tree_mask(
+                padded([tree.branch for tree in trees], PADDING), parameter.dtype
+            ),
+            use_cache=False,
+        ).logits[0]  # (K, V)
+    finally:
+        hook.remove()
+    return nn.functional.cross_entropy(logits.float(), reads.token, reduction="none")

@@ -1,17 +1,20 @@
-"""Forced choice: the probability of whole answers, with the prompt computed once for all of them."""
+"""Forced choice: the probability of whole answers; the prompt is computed once for all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from spillover.trees import Tree, tree_logits
+from spillover.trees import Tree, all_reads, token_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @torch.no_grad()
-def score(model: nn.Module, trees: Sequence[Tree], pad: int) -> list[list[float]]:
+def score(model: PreTrainedModel, trees: Sequence[Tree], pad: int) -> list[list[float]]:
     """Log-probability of every choice of every prompt, in natural logarithms.
 
     Args:
@@ -19,16 +22,10 @@ def score(model: nn.Module, trees: Sequence[Tree], pad: int) -> list[list[float]
         trees: a prompt each, with its choices as branches (end-of-turn included).
         pad: any token id.
     """
-    logits = tree_logits(model, trees, pad)
-    flat = [
-        (row, at, token, number)
-        for row, tree in enumerate(trees)
-        for number, read in enumerate(tree.reads)
-        for at, token in read
-    ]
-    rows, at, tokens, _ = (torch.tensor(c, device=logits.device) for c in zip(*flat, strict=True))
-    picked = logits[rows, at].float().log_softmax(-1).gather(1, tokens[:, None])[:, 0].double()
+    reads = all_reads(trees, next(model.parameters()).device)
+    losses = token_losses(model, trees, reads, pad)
     scores = [[0.0] * len(tree.reads) for tree in trees]
-    for (row, _, _, number), value in zip(flat, picked.tolist(), strict=True):
-        scores[row][number] += value
+    columns = (reads.tree.tolist(), reads.branch.tolist(), losses.double().tolist())
+    for tree, branch, loss in zip(*columns, strict=True):
+        scores[tree][branch] -= loss
     return scores

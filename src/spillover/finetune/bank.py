@@ -16,7 +16,7 @@ from spillover.errors import RunError
 from spillover.finetune.lora import AdapterWeights, LoraBank, new_adapter
 from spillover.finetune.spec import Training
 from spillover.models import LoadedModel
-from spillover.trees import Tree, grow, tree_logits
+from spillover.trees import Tree, all_reads, grow, token_losses
 
 # Shape legend: N adapters.
 
@@ -96,16 +96,9 @@ def adapter_losses(
         owners: the adapter of each tree.
         adapters: how many there are.
     """
-    logits = tree_logits(model.model, trees, int(model.tokenizer.pad_token_id or 0))
-    labelled = [
-        (row, at, token, owner)
-        for row, (tree, owner) in enumerate(zip(trees, owners, strict=True))
-        for reads in tree.reads
-        for at, token in reads
-    ]
-    columns = torch.tensor(labelled, device=logits.device)  # (labelled tokens, 4)
-    row, at, token, owner = columns.unbind(1)
-    losses = torch.nn.functional.cross_entropy(logits[row, at].float(), token, reduction="none")
+    reads = all_reads(trees, model.device)
+    losses = token_losses(model.model, trees, reads, int(model.tokenizer.pad_token_id or 0))
+    owner = torch.tensor(owners, device=model.device)[reads.tree]
     total = torch.zeros(adapters, device=losses.device).index_add(0, owner, losses)
     count = torch.zeros_like(total).index_add(0, owner, torch.ones_like(losses))
     return total / count.clamp(min=1)

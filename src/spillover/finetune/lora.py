@@ -96,15 +96,18 @@ class BankedLinear(nn.Module):
         self.b = nn.Parameter(torch.stack([w.b[name] for w in adapters]).to(device))  # (N, O, R)
         self.scaling = torch.tensor([w.scaling for w in adapters], device=device)  # (N,)
         self.rows: Int[Tensor, " B"] | None = None
+        self.aligned = False  # row i belongs to adapter i: nothing to gather
 
     def forward(self, x: Float[Tensor, "B T I"]) -> Float[Tensor, "B T O"]:
         """The base layer's output plus each row's own update."""
         y: Tensor = self.base(x)
         if self.rows is None:
             return y
-        low = torch.bmm(x.to(self.a.dtype), self.a[self.rows].mT)  # (B, T, R)
-        low = low * self.scaling[self.rows, None, None]
-        return y + torch.bmm(low, self.b[self.rows].mT).to(y.dtype)
+        a, b, scaling = self.a, self.b, self.scaling
+        if not self.aligned:
+            a, b, scaling = a[self.rows], b[self.rows], scaling[self.rows]
+        low = torch.bmm(x.to(a.dtype), a.mT) * scaling[:, None, None]  # (B, T, R)
+        return y + torch.bmm(low, b.mT).to(y.dtype)
 
 
 class LoraBank:
@@ -146,8 +149,9 @@ class LoraBank:
 
     def route(self, indices: Int[Tensor, " B"] | None) -> None:
         """Send row i of the next batches through adapter indices[i]; see `rows`."""
+        aligned = indices is not None and indices.tolist() == list(range(self.size))
         for layer in self.layers.values():
-            layer.rows = indices
+            layer.rows, layer.aligned = indices, aligned
 
     def parameters(self) -> list[nn.Parameter]:
         """The stacked A and B of all layers."""
