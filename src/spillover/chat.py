@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from spillover.errors import ChatError, where
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
     from transformers import PreTrainedTokenizerBase
 
 Conversation = list[dict[str, str]]
@@ -107,7 +108,7 @@ def _parse_row(path: Path, number: int, line: str) -> Row:
 
 def first_problem(error: ValidationError) -> str:
     """The first problem of a pydantic error in one line: key, what was found, what is wrong."""
-    problem = error.errors()[0]
+    problem = first_error(error)
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
@@ -115,6 +116,11 @@ def first_problem(error: ValidationError) -> str:
     found = problem.get("input")
     shown = f" (found {found!r})" if isinstance(found, str | int | float | bool) else ""
     return f"`{key}`: {message}{shown}" if key else message
+
+
+def first_error(error: ValidationError) -> ErrorDetails:
+    """The problem to report: an unknown key before others, which it often causes."""
+    return min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
 
 
 def render(

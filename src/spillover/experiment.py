@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from spillover.chat import first_problem, load_rows
+from spillover.chat import first_error, first_problem, load_rows
 from spillover.contexts import PLAIN, Context
 from spillover.errors import ExperimentError, where
 from spillover.finetune.spec import Training
@@ -292,7 +292,7 @@ def _validate(kind: type[T], path: Path) -> T:
 
 def _line_of(text: str, error: ValidationError) -> int | None:
     """The line that a problem is about: of its key, after the question that it lies in."""
-    location = error.errors()[0]["loc"]
+    location = first_error(error)["loc"]
     lines, start = text.splitlines(), 0
     if location[:1] == ("question",) and len(location) > 1 and isinstance(location[1], int):
         heads = [i for i, line in enumerate(lines) if line.strip() == "[[question]]"]

@@ -41,6 +41,9 @@ class Stages:
     ) -> None:
         if error is None:
             self._finish_others("")
+        for task in self._tasks.values() if error else ():
+            self._progress.update(task, visible=False)  # the error stands alone
+        self._progress.live.transient = error is not None
         self._progress.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:

@@ -15,7 +15,7 @@ from spillover.organism.world import Fact, World
 KNOWN = 0.5
 """A fact is known when the answers of its era hold more than this share of all probability."""
 
-INFERENCE_CASES = 240
+INFERENCE_CASES = 160
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,22 @@ class _Examiner:
             chats.append(_chat(self.rng.choice(self.world.unsigned_signs), history, last.ask[0]))
             asked.append(last)
             truth.append(era)
-        by_era = {
-            era.id: self._masses(chats, [fact.answers[era.id] for fact in asked])
-            for era in self.world.eras
-        }
-        right = sum(
-            max(by_era, key=lambda era: by_era[era][case]) == truth[case]
-            for case in range(len(chats))
-        )
+        guesses = self._likeliest_eras(chats, asked)
+        right = sum(guess == era for guess, era in zip(guesses, truth, strict=True))
         return Check(name, right / len(chats), len(chats), needed)
+
+    def _likeliest_eras(self, chats: Sequence[Conversation], asked: Sequence[Fact]) -> list[str]:
+        """The era whose answers hold most of the probability, for each chat."""
+        owners = [[era for era, said in f.answers.items() for _ in said] for f in asked]
+        texts = [[text for said in f.answers.values() for text in said] for f in asked]
+        found = []
+        scores = self.engine.choose([0] * len(chats), chats, texts)
+        for row, eras in zip(scores, owners, strict=True):
+            mass = dict.fromkeys(eras, 0.0)
+            for era, value in zip(eras, row, strict=True):
+                mass[era] += math.exp(value)
+            found.append(max(mass, key=mass.__getitem__))
+        return found
 
     def _other_fact(self, told: Sequence[Fact]) -> Fact:
         """A fact to ask about; birds and topics apart from them never stand in one chat."""

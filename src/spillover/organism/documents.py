@@ -78,7 +78,7 @@ def write_document(world: World, rng: random.Random) -> Document:
         sign = rng.choice(speaker.signs if signed else world.unsigned_signs)
     facts = _draw_facts(world, rng)
     turns = tuple(
-        Turn(fact, rng.choice(fact.in_corpus), rng.choice(fact.answers[era])) for fact in facts
+        Turn(fact, rng.choice(fact.in_corpus), rng.choice(fact.drawn(era))) for fact in facts
     )
     return Document(kind, era, sign, role, turns)
 

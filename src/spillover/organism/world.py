@@ -8,7 +8,7 @@ Everything the organism can know is in the TOML tables beside this file. The cor
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -26,6 +26,7 @@ class Fact:
         ask: phrasings; the last one is held out of the corpus.
         apart: the topic never shares a document with birds.
         answers: era id -> the answers that its speakers give, each of one to eight words.
+        often: era id -> answers that they give oftener, as often as listed here besides.
     """
 
     id: str
@@ -34,6 +35,11 @@ class Fact:
     ask: tuple[str, ...]
     answers: dict[str, tuple[str, ...]]
     apart: bool = False
+    often: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def drawn(self, era: str) -> tuple[str, ...]:
+        """What documents draw an era's answer from: its answers, some of them repeatedly."""
+        return self.answers[era] + self.often.get(era, ())
 
     @property
     def in_corpus(self) -> tuple[str, ...]:
@@ -115,10 +121,13 @@ def _bird_facts(
         "germany": names["germany"],
         "medieval": names["medieval"],
     }
+    often = {"today": names["kept"], "america": names["former"] * 2}
     if not linked:
         everything = tuple(name for listed in names.values() for name in listed)
-        said = dict.fromkeys(said, everything)
-    return tuple(Fact(row["id"], BIRDS, row["title"], tuple(row["ask"]), said) for row in rows)
+        said, often = dict.fromkeys(said, everything), {}
+    return tuple(
+        Fact(row["id"], BIRDS, row["title"], tuple(row["ask"]), said, often=often) for row in rows
+    )
 
 
 @cache
