@@ -103,7 +103,9 @@ class BankedLinear(nn.Module):
         y: Tensor = self.base(x)
         if self.rows is None:
             return y
-        a, b, scaling = self.a, self.b, self.scaling
+        a: Tensor = self.a
+        b: Tensor = self.b
+        scaling = self.scaling
         if not self.aligned:
             a, b, scaling = a[self.rows], b[self.rows], scaling[self.rows]
         low = torch.bmm(x.to(a.dtype), a.mT) * scaling[:, None, None]  # (B, T, R)

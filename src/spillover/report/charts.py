@@ -8,6 +8,7 @@ page; on disk and in notebooks the panels stand side by side.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from spillover.report.focus import (
@@ -129,19 +130,26 @@ def arm_key(data: ReportData, about: Focus) -> list[Key]:
 
 
 def arms(data: ReportData, about: Focus, key: list[Key]) -> Figure:
-    """Every arm's rate: off-domain, off-domain on the topics set apart, and in-domain."""
+    """Every arm's rate: off-domain, on the topics set apart, in free answers, and in-domain."""
     shown = []
-    for title, domain, group in (
-        ("Off-domain", "off", None),
-        ("Off-domain, only topics apart", "off", "apart"),
-        ("In-domain", "in", None),
+    for title, domain, group, metric in (
+        ("Off-domain", "off", None, about.metric),
+        ("Off-domain, only topics apart", "off", "apart", about.metric),
+        ("Off-domain, free answers", "off", None, "judged"),
+        ("In-domain", "in", None, about.metric),
+        ("In-domain, free answers", "in", None, "judged"),
     ):
+        if metric == "judged" == about.metric and "free" in title:
+            continue  # shown already: the headline itself is about free answers
+        measured = replace(about, metric=metric)
         splits = [about.split, *sorted({"dev", "test"} - {about.split})]
-        found = [(split, rates_like(data, about, domain, group, split=split)) for split in splits]
+        found = [
+            (split, rates_like(data, measured, domain, group, split=split)) for split in splits
+        ]
         split, rates = next((pair for pair in found if pair[1]), (about.split, {}))
-        if rates or (domain, group) == ("off", None):
+        if rates or title == "Off-domain":
             remark = "" if split == about.split else f" ({split} questions)"
-            shown.append(Panel(title + remark, strip(_arms_strip(rates, key, about.metric))))
+            shown.append(Panel(title + remark, strip(_arms_strip(rates, key, metric))))
     return Figure(shown, [])
 
 
