@@ -21,7 +21,7 @@ from spillover.runs import execute, resolve_settings
 
 SEEDS = range(100, 103)
 CHECKPOINTS = (40, 80, 160, 240)
-GRID = [(1, 1e-2), (2, 8e-3), (4, 5e-3), (8, 4e-3), (16, 3e-3)]  # rank, learning rate
+GRID = [(1, 1e-2), (4, 5e-3), (8, 4e-3)]  # rank, learning rate
 
 
 def measure(experiment: str, model: str, rank: int, rate: float) -> pd.DataFrame:

@@ -146,6 +146,8 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> LoadedModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    from spillover.kernels import quicken
+
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     chosen = _choose_device(device)
     try:
@@ -165,6 +167,8 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> LoadedModel
     chosen_dtype = _choose_dtype(dtype, chosen, model.num_parameters())
     placed: Any = model
     model = placed.to(device=chosen, dtype=chosen_dtype).eval().requires_grad_(False)
+    if chosen.type == "cpu":
+        quicken(model)
     placement = f"{chosen} in {str(chosen_dtype).removeprefix('torch.')}"
     return LoadedModel(source, model, tokenizer, placement)
 

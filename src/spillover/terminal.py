@@ -72,7 +72,10 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_column(column)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # nobody's window to fit
+    console.print(table)
 
 
 def show_run(finished: Run) -> None:
