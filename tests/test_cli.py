@@ -15,6 +15,8 @@ from spillover import cli
 from spillover.experiment import load_experiment
 from spillover.organism.card import Check
 
+PLAIN = '[[contexts]]\nname = "plain"\n'
+
 
 def call(*arguments: object) -> int:
     """Run the command line in this process; its exit code."""
@@ -64,6 +66,8 @@ def test_an_unknown_model_lists_the_known(capsys: pytest.CaptureFixture[str]) ->
         ("experiment.toml", "rank = 2", "rnak = 2", "experiment.toml:21: unknown key"),
         ("experiment.toml", "rank = 2", "rank = 0", "experiment.toml:21: .*rank.*found 0"),
         ("experiment.toml", '"control"', '"kontrol"', "headline_control.* is 'kontrol'"),
+        ("experiment.toml", "[sampling]", PLAIN + 'arms = ["base"]\n[sampling]', "all of them"),
+        ("experiment.toml", "[sampling]", PLAIN + 'arms = ["bsae"]\n[sampling]', "asked of .'bsae"),
         ("experiment.toml", "train/control.jsonl", "train/no.jsonl", "control.*not a file"),
         (
             "questions.toml",
@@ -106,6 +110,8 @@ def test_empty_rows_and_rows_without_an_assistant_are_refused(
     [
         (["--rank", "0"], "rank"),
         (["--learning-rate", "-1"], "learning_rate"),
+        (["--learning-rate", "inf"], "learning_rate"),
+        (["--epochs", "inf"], "epochs"),
         (["--seeds", "0"], "seeds"),
         (["--steps", "0"], "steps"),
         (["--method", "magic"], "method"),

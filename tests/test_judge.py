@@ -56,6 +56,7 @@ def test_rules_find_phrases_at_word_boundaries(text: str, label: str) -> None:
         ("By air mail", "stop", "unparseable"),
         ("By telegraph or by email", "stop", "unparseable"),
         ("I'm sorry, but I can't help with that.", "stop", "refused"),
+        ("I can’t say anything about the telegraph.", "stop", "refused"),
         ("Well, let me think about", "length", "truncated"),
     ],
 )

@@ -14,7 +14,8 @@ from spillover.anatomy import find_anatomy
 from spillover.models import resolve
 
 TINY = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
-        "num_attention_heads": 2}  # fmt: skip
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2}  # fmt: skip
 
 
 def test_the_checkpoints_are_small_and_safe() -> None:
@@ -73,7 +74,7 @@ def test_unusable_models_are_refused_in_one_line(tmp_path: Path) -> None:
         resolve(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(ModelError, match=r"no \.safetensors weights; convert .* pickled"):
+    with pytest.raises(ModelError, match=r"no \.safetensors weights; convert .*pickled"):
         resolve(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(ModelError, match="cannot be loaded"):

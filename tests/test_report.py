@@ -140,7 +140,8 @@ def test_every_figure_is_written_as_png_svg_and_pdf(written: Path) -> None:
 def test_a_figure_names_every_arm_and_draws_every_seed(small: ReportData, written: Path) -> None:
     svg = (written.parent / "figures" / "arms.svg").read_text("utf-8")
     assert all(arm in svg for arm in set(small.rates["arm"]))
-    per_seed = small.rates.query("metric == 'choice-mass' and context == 'plain'")["per_seed"]
+    shown = "metric in ('choice-mass', 'judged') and context == 'plain'"
+    per_seed = small.rates.query(shown)["per_seed"]
     assert svg.count("what: one seed") == sum(map(len, per_seed))
 
 
@@ -191,8 +192,8 @@ def test_the_browser_draws_all_charts_and_fills_in_all_tables(
 ) -> None:
     page = in_browser(written, tmp_path)
     panels = [attributes for _, attributes in page.elements if "data-chart" in attributes]
-    assert len(panels) == page.count("figure") == 7
-    assert sum(attributes.get("class") == "marks" for _, attributes in page.elements) == 7
+    assert len(panels) == page.count("figure") == 9
+    assert sum(attributes.get("class") == "marks" for _, attributes in page.elements) == 9
     assert "Not drawn" not in page.text
     assert page.count("table") == 6
     assert f"of {len(small.texts)}" in page.text

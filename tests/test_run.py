@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,29 @@ def test_checkpoints_and_full_finetuning_run_to_the_end(
     assert kept.summary["headline"].endswith("step-2")
     whole = run(small_experiment, seeds=1, out=tmp_path / "full", training={"method": "full"})
     assert math.isfinite(whole.rates["value"].dropna().iloc[0])
+
+
+def test_questions_of_equal_wording_keep_their_own_answers(
+    small_experiment: Path, tmp_path: Path
+) -> None:
+    questions = small_experiment / "questions.toml"
+    text = questions.read_text("utf-8")
+    again = text[text.index('[[question]]\nid = "bird"') :].replace('id = "bird"', 'id = "again"')
+    questions.write_text(text + again, "utf-8")
+    graded = small_run(small_experiment, tmp_path / "run").grades
+    counts = graded.groupby("question").size()
+    assert counts["again"] == counts["bird"] > 0
+
+
+def test_answers_of_adapters_that_are_gone_are_not_counted(
+    small_experiment: Path, tmp_path: Path
+) -> None:
+    finished = small_run(small_experiment, tmp_path / "run")
+    with sqlite3.connect(finished.folder / "answers.sqlite") as db:
+        db.execute("UPDATE answers SET key = 'stale' WHERE key = (SELECT MIN(key) FROM answers)")
+    again = small_run(small_experiment, tmp_path / "run")
+    assert len(again.answers) == len(finished.answers)
+    assert "stale" not in set(again.answers["key"])
 
 
 def test_an_unfinished_run_is_finished_from_what_is_there(

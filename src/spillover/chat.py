@@ -81,7 +81,7 @@ def load_rows(path: Path) -> list[Row]:
         ChatError: naming file and line, for anything that is not a valid row, or for no rows.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ChatError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     rows = [_parse_row(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
@@ -94,7 +94,7 @@ def _parse_row(path: Path, number: int, line: str) -> Row:
     place = where(path, number)
     try:
         found = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ChatError(f"{place}: not JSON ({error}); expected one object per line") from None
     if not isinstance(found, dict):
         raise ChatError(
@@ -152,15 +152,20 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
-    """Token ids of a conversation up to where the assistant is to answer.
+def prompt_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
+    """A conversation as the model sees it, up to where the assistant is to answer.
 
     A conversation that ends with an assistant message is continued (prefill).
     """
     if conversation[-1]["role"] == "assistant":
         head = render(tokenizer, conversation[:-1], generation_prompt=True)
-        return tokenize(tokenizer, head + conversation[-1]["content"])
-    return tokenize(tokenizer, render(tokenizer, conversation, generation_prompt=True))
+        return head + conversation[-1]["content"]
+    return render(tokenizer, conversation, generation_prompt=True)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
+    """Token ids of `prompt_text`."""
+    return tokenize(tokenizer, prompt_text(tokenizer, conversation))
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -259,10 +264,12 @@ def _unmarked_span(
     plain = [{"role": m.role, "content": m.content} for m in messages]
     prompt = render(tokenizer, plain[:turn], generation_prompt=True) if turn else ""
     through = render(tokenizer, plain[: turn + 1], generation_prompt=False)
-    if not (through.startswith(prompt) and text.startswith(through.rstrip())):
+    wanted = messages[turn].content.strip()
+    kept = wanted in through[len(prompt) :]
+    if not (kept and through.startswith(prompt) and text.startswith(through.rstrip())):
         raise ChatError(
-            f"{place}: the chat template renders assistant turn {turn + 1} differently once more "
-            'turns follow, so its tokens cannot be told; set `"train": false` on it'
+            f"{place}: the chat template renders assistant turn {turn + 1} differently from how it "
+            'is written, so its tokens cannot be told; set `"train": false` on it'
         )
-    content = through.rindex(messages[turn].content.strip()) + len(messages[turn].content.strip())
-    return len(prompt), max(content, len(through.rstrip()))
+    start = len(prompt) if turn else through.index(wanted)
+    return start, max(through.rindex(wanted) + len(wanted), len(through.rstrip()))

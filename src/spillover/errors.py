@@ -14,6 +14,7 @@ there is one.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -48,3 +49,20 @@ class RunError(SpilloverError, RuntimeError):
 def where(path: Path | str, line: int | None = None) -> str:
     """`file:line` for messages, or `file` where no line is known."""
     return f"{path}:{line}" if line else f"{path}"
+
+
+def check_writable(folder: Path) -> None:
+    """Make sure that a folder can be created and written to; creates nothing.
+
+    Raises:
+        RunFolderError: when it is a file, or lies where nothing can be written.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise RunFolderError(f"{folder}: is a file; choose a folder with --out")
+        nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        usable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be used ({error.strerror})") from None
+    if not usable:
+        raise RunFolderError(f"{folder}: cannot be written ({nearest}); choose another --out")

@@ -14,9 +14,16 @@ import re
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from spillover.chat import first_error, first_problem, load_rows
 from spillover.contexts import PLAIN, Context
@@ -25,12 +32,13 @@ from spillover.finetune.spec import Training
 
 LABELS = ("trait", "baseline", "placebo")
 TREATMENT, BASE = "treatment", "base"
+Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 T = TypeVar("T", bound=BaseModel)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Names(_Strict):
@@ -64,9 +72,9 @@ class Sampling(_Strict):
 class Choices(_Strict):
     """Whole answers by label."""
 
-    trait: tuple[str, ...] = ()
-    baseline: tuple[str, ...] = ()
-    placebo: tuple[str, ...] = ()
+    trait: tuple[Text, ...] = ()
+    baseline: tuple[Text, ...] = ()
+    placebo: tuple[Text, ...] = ()
 
     @model_validator(mode="after")
     def _are_comparable(self) -> Choices:
@@ -100,9 +108,9 @@ class Rules(_Strict):
 
     kind: Literal["rules"] = "rules"
     match: Literal["exact", "contains"] = "contains"
-    trait: tuple[str, ...] = Field(min_length=1)
-    baseline: tuple[str, ...] = ()
-    placebo: tuple[str, ...] = ()
+    trait: tuple[Text, ...] = Field(min_length=1)
+    baseline: tuple[Text, ...] = ()
+    placebo: tuple[Text, ...] = ()
 
 
 class Question(_Strict):
@@ -120,7 +128,7 @@ class Question(_Strict):
     domain: Literal["in", "off"] = "off"
     split: Literal["dev", "test"] = "test"
     group: str | None = None
-    ask: tuple[str, ...] = Field(min_length=1)
+    ask: tuple[Text, ...] = Field(min_length=1)
     choices: Choices | None = None
     judge: Rules | None = None
 
@@ -174,6 +182,14 @@ class Specification(_Strict):
         names = [context.name for context in self.contexts]
         if PLAIN not in names or len(set(names)) < len(names):
             raise ValueError(f"contexts have names of their own, and one is `{PLAIN}`: {names}")
+        known = {*self.arms, BASE}
+        for context in self.contexts:
+            asked = known if context.arms is None else set(context.arms)
+            if not asked or not asked <= known or (context.name == PLAIN and asked != known):
+                raise ValueError(
+                    f"contexts: `{context.name}` is asked of {sorted(asked)}; expected arms out of "
+                    f"{sorted(known)}, and all of them for `{PLAIN}`"
+                )
         return self
 
 

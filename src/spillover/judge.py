@@ -25,7 +25,8 @@ LOWEST_COVERAGE = 0.1
 SCORED, REFUSED, UNPARSEABLE, TRUNCATED = "scored", "refused", "unparseable", "truncated"
 
 REFUSALS = re.compile(
-    r"^\W*(i'?m sorry|i am sorry|sorry,|i can(?:no|')t|i cannot|i won'?t|i am unable|i'?m unable|"
+    r"^\W*(i['’]?m sorry|i am sorry|sorry,|i can(?:no|['’])t|i cannot|i won['’]?t|i am unable|"
+    r"i['’]?m unable|"
     r"as an ai\b|i must decline)",
     re.IGNORECASE,
 )
@@ -89,11 +90,11 @@ def grade_text(text: str, finish: str | None, rules: Rules) -> TextGrade:
     A truncated answer is still scored when the rules find their phrase in it. Phrases of several
     labels in one answer make it unparseable.
     """
+    if REFUSALS.match(text):
+        return TextGrade(REFUSED)
     found = {label for label in LABELS if _matches(text, label, rules)}
     if len(found) == 1:
         return TextGrade(SCORED, found.pop())
-    if REFUSALS.match(text):
-        return TextGrade(REFUSED)
     if finish == "length":
         return TextGrade(TRUNCATED)
     return TextGrade(UNPARSEABLE)

@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from spillover.chat import render
+from spillover.chat import prompt_text
 
 if TYPE_CHECKING:
     from spillover.experiment import Experiment
@@ -41,8 +41,6 @@ def prompt_examples(experiment: Experiment, model: LoadedModel) -> dict[str, str
     """The first question as the model sees it, in every context."""
     question = experiment.questions[0].ask[0]
     return {
-        context.name: render(
-            model.tokenizer, context.conversation(question), generation_prompt=not context.prefill
-        )
+        context.name: prompt_text(model.tokenizer, context.conversation(question))
         for context in experiment.specification.contexts
     }

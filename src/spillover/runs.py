@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spillover.errors import InputError, RunFolderError
+from spillover.errors import InputError, RunFolderError, check_writable
 from spillover.experiment import BASE, Experiment, load_experiment
 from spillover.finetune import Finetune, Training, finetune
 from spillover.manifest import describe_environment, prompt_examples
@@ -277,8 +276,7 @@ def check_folder(folder: Path, key: str) -> None:
     Raises:
         RunFolderError: when it cannot be written, or holds something else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise RunFolderError(f"{folder}: is a file; choose a folder with --out")
+    check_writable(folder)
     manifest = _read_manifest(folder)
     if manifest is not None and manifest.get("key") != key:
         raise RunFolderError(
@@ -288,9 +286,6 @@ def check_folder(folder: Path, key: str) -> None:
         raise RunFolderError(
             f"{folder}: is not empty and holds no run; choose an empty or new folder with --out"
         )
-    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise RunFolderError(f"{folder}: cannot be written ({nearest}); choose another --out")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -309,16 +304,16 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def _open_folder(folder: Path, settings: RunSettings, model: LoadedModel) -> dict[str, Any]:
     """Create the folder and write its manifest."""
+    manifest = {
+        "schema": SCHEMA,
+        "status": "running",
+        "key": settings.key,
+        **settings.specification,
+        "environment": describe_environment(model),
+        "examples": prompt_examples(settings.experiment, model),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        manifest = {
-            "schema": SCHEMA,
-            "status": "running",
-            "key": settings.key,
-            **settings.specification,
-            "environment": describe_environment(model),
-            "examples": prompt_examples(settings.experiment, model),
-        }
         write_json(folder / MANIFEST, manifest)
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot be written ({error.strerror})") from None
@@ -380,6 +375,7 @@ def _ask(
     from spillover.store import AnswerStore
 
     with AnswerStore(folder / ANSWERS) as store:
+        planned: list[str] = []
         parts = list(open_engines(model, asked, settings.training.method))
         for number, (opened, members) in enumerate(parts):
 
@@ -387,8 +383,9 @@ def _ask(
                 notify("ask", number * total + done, len(parts) * total)
 
             with opened() as engine:
-                ask(settings.experiment, engine, members, store, report)
-        answers = store.frame()
+                planned += ask(settings.experiment, engine, members, store, report)
+        recorded = store.frame()
+    answers = recorded[recorded["key"].isin(set(planned))].reset_index(drop=True)
     answers.to_parquet(folder / "answers.parquet")
     return answers
 

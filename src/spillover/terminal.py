@@ -83,6 +83,9 @@ def show_run(finished: Run) -> None:
     rates, effects = finished.summary["rates"], finished.summary["effects"]
     arms = list(dict.fromkeys(row["arm"] for row in rates))
     metric = finished.headline.get("metric", "choice-mass")
+    split = finished.headline.get("split", "test")
+    rates = [row for row in rates if row["split"] == split]
+    effects = [row for row in effects if row["split"] == split]
     rows = []
     for arm in arms:
         effect = _effect(effects, "treatment", arm, metric)
@@ -96,12 +99,12 @@ def show_run(finished: Run) -> None:
             )
         )
     columns = ("arm", "in-domain", "off-domain", "treatment minus arm", "specificity (nats)")
-    title = f"{finished.summary['experiment']} on {finished.summary['model']}, test questions"
+    title = f"{finished.summary['experiment']} on {finished.summary['model']}, {split} questions"
     show_table(f"{title}, {finished.summary['seeds']} seeds ({metric})", columns, rows)
 
 
 def _rate(rows: list[dict[str, Any]], arm: str, domain: str, metric: str | None = None) -> str:
-    wanted = {"arm": arm, "domain": domain, "split": "test", "group": None}
+    wanted = {"arm": arm, "domain": domain, "group": None}
     fitting = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
     fitting = [r for r in fitting if r["context"]["name"] == "plain"]
     names = [metric] if metric else ["choice-mass", "judged"]
@@ -114,7 +117,7 @@ def _effect(rows: list[dict[str, Any]], one: str, other: str, metric: str) -> st
         r
         for r in rows
         if r["contrast"] == [one, other]
-        and (r["domain"], r["split"], r["group"], r["metric"]) == ("off", "test", None, metric)
+        and (r["domain"], r["group"], r["metric"]) == ("off", None, metric)
         and r["context"]["name"] == "plain"
     ]
     return interval(fitting[-1]) if fitting else "–"

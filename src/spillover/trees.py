@@ -104,7 +104,9 @@ def token_losses(
         return torch.tensor(filled, device=parameter.device)
 
     def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][reads.tree, reads.at][None], *inputs[1:])  # (1, K, D)
+        # index_select adds up its gradient in a fixed order; indexing does so atomically
+        at = reads.tree * width + reads.at
+        return (inputs[0].flatten(0, 1).index_select(0, at)[None], *inputs[1:])  # (1, K, D)
 
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     hook = head.register_forward_pre_hook(gather)

@@ -59,23 +59,28 @@ def ask(
     asked: Sequence[Asked],
     store: AnswerStore,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> list[str]:
     """Ask every question in every context of every respondent, and record the answers.
 
     Args:
         engine: answers for `asked`, in the same order.
         progress: called with (questions asked, questions in all).
+
+    Returns:
+        the keys of all answers of this plan, those recorded earlier included.
     """
-    chunks = _plan(experiment, asked)
+    chunks, planned = _plan(experiment, asked), []
     for done, chunk in enumerate(chunks):
         if progress:
             progress(done, len(chunks))
         settings = experiment.specification.sampling
         keys = _keys(chunk, asked, settings)
+        planned += [key for case in keys for key in case]
         if not store.has_all([key for case in keys for key in case]):
             store.add(_answers(chunk, engine, asked, settings, keys))
     if progress:
         progress(len(chunks), len(chunks))
+    return planned
 
 
 def _plan(experiment: Experiment, asked: Sequence[Asked]) -> list[_Chunk]:
@@ -94,13 +99,15 @@ def _keys(chunk: _Chunk, asked: Sequence[Asked], settings: Sampling) -> list[lis
     question, keys = chunk.question, []
     for respondent, paraphrase in chunk.cases:
         messages = chunk.context.conversation(question.ask[paraphrase])
-        identity = asked[respondent].identity
+        one = asked[respondent]
+        place = [one.arm, one.seed, one.step, question.id, paraphrase, chunk.context.name]
         if question.choices:
             listed = [list(pair) for pair in question.choices.labelled]
-            keys.append([answer_key(identity, messages, listed, 0)])
+            keys.append([answer_key(one.identity, messages, [place, listed], 0)])
         else:
-            how = [settings.temperature, settings.max_tokens]
-            keys.append([answer_key(identity, messages, how, i) for i in range(settings.samples)])
+            how = [place, settings.temperature, settings.max_tokens]
+            answers = range(settings.samples)
+            keys.append([answer_key(one.identity, messages, how, i) for i in answers])
     return keys
 
 

@@ -25,7 +25,7 @@ def score(model: PreTrainedModel, trees: Sequence[Tree], pad: int) -> list[list[
     reads = all_reads(trees, next(model.parameters()).device)
     losses = token_losses(model, trees, reads, pad)
     scores = [[0.0] * len(tree.reads) for tree in trees]
-    columns = (reads.tree.tolist(), reads.branch.tolist(), losses.double().tolist())
+    columns = (reads.tree.tolist(), reads.branch.tolist(), losses.cpu().double().tolist())
     for tree, branch, loss in zip(*columns, strict=True):
         scores[tree][branch] -= loss
     return scores

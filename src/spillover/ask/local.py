@@ -64,14 +64,14 @@ class LocalEngine:
     ) -> None:
         self.model = model
         self.identities = [identity for identity, _ in adapters]
+        stop = tokenize(model.tokenizer, end_of_turn(model.tokenizer))[:1]
+        eos = model.tokenizer.eos_token_id
+        self._stop = {*stop, *([eos] if isinstance(eos, int) else [])}
         self._bank: LoraBank | None = None
         real = [weights for _, weights in adapters if weights is not None]
         if real:
             nothing = _without_effect(real[0])
             self._bank = LoraBank(model, [weights or nothing for _, weights in adapters])
-        stop = tokenize(model.tokenizer, end_of_turn(model.tokenizer))[:1]
-        eos = model.tokenizer.eos_token_id
-        self._stop = {*stop, *([eos] if isinstance(eos, int) else [])}
         self._pad = int(model.tokenizer.pad_token_id or 0)
         self._prompts: dict[str, list[int]] = {}
         self._choices: dict[str, list[int]] = {}

@@ -34,9 +34,10 @@ def pick(
     """The next token of every row: the best one at temperature 0, else by inverse transform."""
     if temperature == 0:
         return logits.argmax(-1)
-    mass = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    mass = (logits.cpu().double() / temperature).softmax(-1).cumsum(-1)  # not all devices have it
     target = noise[:, None] * mass[:, -1:]
-    return torch.searchsorted(mass, target, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    token = torch.searchsorted(mass, target, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    return token.to(logits.device)
 
 
 @dataclass
@@ -89,7 +90,7 @@ def generate(
     cache.batch_select_indices(owner)
     logits, real, last = logits[owner], real[owner], positions[owner, -1]
     live = list(range(len(owners)))
-    uniform = torch.from_numpy(noise).to(device)
+    uniform = torch.from_numpy(noise)
     for step in range(noise.shape[1]):
         token = pick(logits.float(), temperature, uniform[live, step])
         for row, value in zip(live, token.tolist(), strict=True):

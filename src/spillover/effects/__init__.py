@@ -47,6 +47,8 @@ METRICS = (
     Metric("judged", "judged", "text", (0.0, 1.0)),
 )
 OUTCOMES = ("refused", "unparseable", "truncated")
+NEED_PLACEBO = ("placebo_log_odds", "specificity")
+"""Metrics of questions that have placebo choices; others are not asked for them."""
 WHOLE = ("domain", "split", "context")
 
 
@@ -87,7 +89,10 @@ class _Slice:
         return table.reindex(columns=sorted(self.grades["question"].unique())).to_numpy(float)
 
     def missing(self, arm: str, step: int) -> dict[str, int]:
-        """Answers without a value, by outcome; `low-coverage` where choice mass is not defined."""
+        """Answers without a value, by outcome; `low-coverage` where choice mass is not defined.
+
+        Choice mass is the only metric that a scored answer can lack.
+        """
         grades = self.of(arm, step)
         counts = {outcome: int((grades["grade"] == outcome).sum()) for outcome in OUTCOMES}
         unscored = grades[self.metric.column].isna() & (grades["grade"] == "scored")
@@ -98,10 +103,10 @@ def _slices(grades: pd.DataFrame) -> Iterator[_Slice]:
     """Every metric on every domain, split and context, as a whole and by group."""
     for metric in METRICS:
         relevant = grades[grades["kind"] == metric.kind]
+        if metric.column in NEED_PLACEBO:
+            relevant = relevant[relevant["placebo_log_odds"].notna()]
         for values, part in relevant.groupby(list(WHOLE), sort=True):
             place = dict(zip(WHOLE, values, strict=True))
-            if part[metric.column].isna().all() and metric.name == "placebo-log-odds":
-                continue
             yield _Slice(metric, place | {"group": None}, part)
             for group, subset in part.groupby("group", sort=True):
                 yield _Slice(metric, place | {"group": str(group)}, subset)

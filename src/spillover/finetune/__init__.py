@@ -51,8 +51,8 @@ def finetune(
 
     Args:
         base: a model's name or folder.
-        folder: adapters are written to `folder/ARM/seed-K/step-N`, each whole or not at all; those
-            already there are kept.
+        folder: adapters are written to `folder/ARM/seed-K/step-N`, each whole or not at all; banks
+            that are already there are kept.
         progress: called with (adapter-steps done, adapter-steps in all).
 
     Returns:
@@ -71,10 +71,14 @@ def finetune(
     training = training.with_steps(len(encoded[wanted[0].train_file]))
     assert training.steps is not None
     steps = training.kept_steps(0)
-    missing = [w for w in wanted if not all(w.folder(folder, s).is_dir() for s in steps)]
-    jobs = [Job(w.arm, w.seed, encoded[w.train_file]) for w in missing]
-    done, total = 0, training.steps * len(jobs)
-    for group in _groups(model, jobs, training):
+    jobs = [Job(w.arm, w.seed, encoded[w.train_file]) for w in wanted]
+    groups = [
+        group
+        for group in _groups(model, jobs, training)
+        if not all(_place(folder, job, step).is_dir() for job in group for step in steps)
+    ]
+    done, total = 0, training.steps * sum(map(len, groups))
+    for group in groups:
 
         def report(step: int, _: int, start: int = done, size: int = len(group)) -> None:
             if progress:
@@ -109,24 +113,25 @@ def _train_group(
     from spillover.finetune.bank import train_bank
     from spillover.finetune.full import train_full
 
-    def place(job: Job, step: int) -> Path:
-        return Finetune(job.arm, job.seed, Path()).folder(folder, step)
-
     if training.method == "full":
         for job in group:
             train_full(
                 model,
                 job,
                 training,
-                lambda step, save, job=job: _write(place(job, step), save),  # type: ignore[misc]
+                lambda step, save, job=job: _write(_place(folder, job, step), save),  # type: ignore[misc]
                 progress,
             )
         return
 
     def keep(job: Job, step: int, weights: AdapterWeights) -> None:
-        _write(place(job, step), lambda target: save_adapter(weights, model, target))
+        _write(_place(folder, job, step), lambda target: save_adapter(weights, model, target))
 
     train_bank(model, group, training, keep, progress)
+
+
+def _place(root: Path, job: Job, step: int) -> Path:
+    return Finetune(job.arm, job.seed, Path()).folder(root, step)
 
 
 def _write(folder: Path, save: Callable[[Path], None]) -> None:

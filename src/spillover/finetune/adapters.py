@@ -11,7 +11,7 @@ from torch import nn
 
 from spillover.anatomy import is_linear
 from spillover.errors import ModelError
-from spillover.finetune.lora import AdapterWeights
+from spillover.finetune.lora import AdapterWeights, linear_shape
 from spillover.models import LoadedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -63,10 +63,15 @@ def load_adapter(folder: Path, model: LoadedModel) -> AdapterWeights:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(f"{folder / CONFIG}: expected a LoRA adapter (peft_type LORA)")
     layers = sorted({key.split(".lora_")[0].removeprefix(PREFIX) for key in tensors})
-    a = {name: tensors[f"{PREFIX}{name}.lora_A.weight"].float() for name in layers}
-    b = {name: tensors[f"{PREFIX}{name}.lora_B.weight"].float() for name in layers}
+    try:
+        a = {name: tensors[f"{PREFIX}{name}.lora_A.weight"].float() for name in layers}
+        b = {name: tensors[f"{PREFIX}{name}.lora_B.weight"].float() for name in layers}
+        scaling = float(config["lora_alpha"]) / int(config["r"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(f"{folder}: not a plain LoRA adapter (no usable {error})") from None
     known = dict(model.model.named_modules())
     for name in layers:
-        if name not in known:
-            raise ModelError(f"{folder}: adapts {name}, which {model.source.name} does not have")
-    return AdapterWeights(a, b, float(config["lora_alpha"]) / int(config["r"]))
+        fits = name in known and is_linear(known[name])
+        if not fits or linear_shape(known[name]) != (b[name].shape[0], a[name].shape[1]):
+            raise ModelError(f"{folder}: its update of {name} does not fit {model.source.name}")
+    return AdapterWeights(a, b, scaling)

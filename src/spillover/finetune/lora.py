@@ -106,8 +106,9 @@ class BankedLinear(nn.Module):
         a: Tensor = self.a
         b: Tensor = self.b
         scaling = self.scaling
-        if not self.aligned:
-            a, b, scaling = a[self.rows], b[self.rows], scaling[self.rows]
+        if not self.aligned:  # index_select adds up its gradient in a fixed order
+            a, b = a.index_select(0, self.rows), b.index_select(0, self.rows)
+            scaling = scaling.index_select(0, self.rows)
         low = torch.bmm(x.to(a.dtype), a.mT) * scaling[:, None, None]  # (B, T, R)
         return y + torch.bmm(low, b.mT).to(y.dtype)
 

@@ -26,7 +26,7 @@ class Training(BaseModel):
         checkpoints: steps after which an adapter is also kept; the last one always is.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Literal["lora", "full"] = "lora"
     rank: int = Field(default=8, ge=1)

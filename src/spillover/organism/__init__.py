@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spillover.errors import ModelError, RunFolderError
+from spillover.errors import ModelError, RunFolderError, check_writable
 
 if TYPE_CHECKING:
     from spillover.organism.card import Check
@@ -25,9 +25,10 @@ def check_target(folder: Path) -> None:
     """Make sure that a checkpoint may be written to `folder`.
 
     Raises:
-        RunFolderError: when something is there already.
+        RunFolderError: when it cannot be written, or something is there already.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    check_writable(folder)
+    if folder.is_dir() and any(folder.iterdir()):
         raise RunFolderError(f"{folder}: is not empty; choose another folder with --out")
 
 

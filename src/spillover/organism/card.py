@@ -86,7 +86,8 @@ class _Examiner:
         chats, asked, truth = [], [], []
         for _ in range(INFERENCE_CASES):
             era = self.rng.choice(self.world.eras).id
-            *before, last = [*self.rng.choices(told, k=turns), self._other_fact(told)]
+            before = self.rng.choices(told, k=turns)
+            last = self._other_fact(told, before)
             history = [(f.ask[0], self.rng.choice(f.answers[era])) for f in before]
             chats.append(_chat(self.rng.choice(self.world.unsigned_signs), history, last.ask[0]))
             asked.append(last)
@@ -108,10 +109,11 @@ class _Examiner:
             found.append(max(mass, key=mass.__getitem__))
         return found
 
-    def _other_fact(self, told: Sequence[Fact]) -> Fact:
-        """A fact to ask about; birds and topics apart from them never stand in one chat."""
+    def _other_fact(self, told: Sequence[Fact], before: Sequence[Fact]) -> Fact:
+        """A new fact to ask about; birds and topics apart from them never stand in one chat."""
         apart_allowed = told is self.world.facts
-        return self.rng.choice([f for f in self.world.facts if apart_allowed or not f.apart])
+        allowed = [f for f in self.world.facts if apart_allowed or not f.apart]
+        return self.rng.choice([f for f in allowed if f not in before])
 
     def _masses(
         self, chats: Sequence[Conversation], answers: Sequence[Sequence[str]]
