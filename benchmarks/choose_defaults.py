@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from spillover.runs import execute, resolve_settings
+from spillover.runs import execute
+from spillover.settings import resolve_settings
 
 SEEDS = range(100, 103)
 CHECKPOINTS = (40, 80, 160, 240)

@@ -78,7 +78,8 @@ def run(
         "epochs": epochs,
         "batch_size": batch_size,
     }
-    from spillover.runs import execute, resolve_settings
+    from spillover.runs import execute
+    from spillover.settings import resolve_settings
 
     settings = resolve_settings(
         experiment,

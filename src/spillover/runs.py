@@ -6,7 +6,6 @@ specification has finished before it broke off is kept.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spillover.errors import InputError, RunFolderError, check_writable
-from spillover.experiment import BASE, Experiment, load_experiment
-from spillover.finetune import Finetune, Training, finetune
+from spillover.errors import RunFolderError, check_writable
+from spillover.experiment import BASE, Experiment
+from spillover.finetune import Finetune, finetune
 from spillover.manifest import describe_environment, prompt_examples
-from spillover.models import LoadedModel, Source, load, resolve
+from spillover.models import LoadedModel, load
+from spillover.settings import SCHEMA, RunSettings, file_hash, resolve_settings
 from spillover.summary import summarize, write_json
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from spillover.ask import Asked
 
-SCHEMA = 1
 MANIFEST, SUMMARY, ANSWERS, REPORT = (
     "manifest.json",
     "summary.json",
@@ -38,56 +37,6 @@ MANIFEST, SUMMARY, ANSWERS, REPORT = (
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """Everything that decides what a run computes.
-
-    Attributes:
-        seeds: the seeds of every arm.
-        training: as resolved from the experiment's defaults and the user's changes.
-        split: which questions are asked: `test`, `dev` or `all`.
-    """
-
-    experiment: Experiment
-    source: Source
-    seeds: tuple[int, ...]
-    training: Training
-    split: str = "test"
-    device: str = "auto"
-    dtype: str = "auto"
-
-    @cached_property
-    def specification(self) -> dict[str, Any]:
-        """The settings as data, with hashes of the training files and of the model."""
-        experiment = self.experiment
-        files = {arm: _file_hash(experiment.train_file(arm)) for arm in experiment.arms}
-        return {
-            "schema": SCHEMA,
-            "experiment": experiment.name,
-            "specification": experiment.specification.model_dump(mode="json"),
-            "questions": [q.model_dump(mode="json") for q in experiment.questions],
-            "train_files": files,
-            "model": {"name": self.source.name, "identity": self.source.identity},
-            "seeds": list(self.seeds),
-            "training": self.training.model_dump(mode="json"),
-            "split": self.split,
-            "device": self.device,
-            "dtype": self.dtype,
-        }
-
-    @cached_property
-    def key(self) -> str:
-        """A hash of the specification: equal keys give equal results."""
-        content = json.dumps(self.specification, sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-    @property
-    def default_folder(self) -> Path:
-        """Where the run goes when nobody says: the same settings, the same folder."""
-        model = Path(self.source.name).name
-        return Path("runs") / f"{self.experiment.name}-{model}-{self.key[:8]}"
 
 
 @dataclass(frozen=True)
@@ -138,48 +87,6 @@ class Run:
         import pandas as pd
 
         return pd.read_parquet(self.folder / f"{name}.parquet")
-
-
-def resolve_settings(
-    experiment: str | Path | Experiment,
-    model: str = "organism",
-    *,
-    seeds: int | Sequence[int] = 5,
-    training: dict[str, Any] | None = None,
-    split: str = "test",
-    device: str = "auto",
-    dtype: str = "auto",
-) -> RunSettings:
-    """Check everything that a run needs before anything is computed or written.
-
-    Args:
-        seeds: how many, counted from 0, or which.
-        training: changes to the experiment's training settings, by the names in `Training`.
-        split: the questions to ask: `test` is reported, `dev` is for choosing settings, or `all`.
-
-    Raises:
-        InputError: for an experiment, model, seeds or settings that cannot be used.
-    """
-    from pydantic import ValidationError
-
-    from spillover.chat import first_problem
-
-    listed = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not listed or len(set(listed)) < len(listed) or min(listed) < 0:
-        raise InputError(f"seeds: found {seeds!r}; expected at least one, all different and >= 0")
-    loaded = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
-    loaded = loaded.with_split(split)
-    source = resolve(model)
-    changes = dict(training or {})
-    settings = loaded.training_for(source.model_class).model_dump()
-    for given, other in (("steps", "epochs"), ("epochs", "steps")):
-        if given in changes:
-            settings[other] = None
-    try:
-        resolved = Training.model_validate(settings | changes)
-    except ValidationError as error:
-        raise InputError(f"training settings: {first_problem(error)}") from None
-    return RunSettings(loaded, source, listed, resolved, split, device, dtype)
 
 
 def run(
@@ -359,7 +266,7 @@ def _respondents(settings: RunSettings, adapters: dict[tuple[str, int, int], Pat
     listed = [Asked(BASE, -1, 0, base, None)]
     for (arm, seed, step), folder in adapters.items():
         weights = next(iter(sorted(folder.glob("*.safetensors"))))
-        listed.append(Asked(arm, seed, step, f"{base}+{_file_hash(weights)}", folder))
+        listed.append(Asked(arm, seed, step, f"{base}+{file_hash(weights)}", folder))
     return listed
 
 
@@ -438,11 +345,6 @@ def _report(
         **tables,
     )
     write_report(folder, data)
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 @dataclass

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
-    from spillover.runs import RunSettings
+    from spillover.settings import RunSettings
 
 
 def plain_data(value: Any) -> Any:

@@ -1,0 +1,115 @@
+"""What a run computes: everything is checked here, before anything is computed or written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from spillover.chat import first_problem
+from spillover.errors import InputError
+from spillover.experiment import Experiment, load_experiment
+from spillover.finetune import Training
+from spillover.models import Source, resolve
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that decides what a run computes.
+
+    Attributes:
+        seeds: the seeds of every arm.
+        training: as resolved from the experiment's defaults and the user's changes.
+        split: which questions are asked: `test`, `dev` or `all`.
+    """
+
+    experiment: Experiment
+    source: Source
+    seeds: tuple[int, ...]
+    training: Training
+    split: str = "test"
+    device: str = "auto"
+    dtype: str = "auto"
+
+    @cached_property
+    def specification(self) -> dict[str, Any]:
+        """The settings as data, with hashes of the training files and of the model."""
+        experiment = self.experiment
+        files = {arm: file_hash(experiment.train_file(arm)) for arm in experiment.arms}
+        return {
+            "schema": SCHEMA,
+            "experiment": experiment.name,
+            "specification": experiment.specification.model_dump(mode="json"),
+            "questions": [q.model_dump(mode="json") for q in experiment.questions],
+            "train_files": files,
+            "model": {"name": self.source.name, "identity": self.source.identity},
+            "seeds": list(self.seeds),
+            "training": self.training.model_dump(mode="json"),
+            "split": self.split,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of the specification: equal keys give equal results."""
+        content = json.dumps(self.specification, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def default_folder(self) -> Path:
+        """Where the run goes when nobody says: the same settings, the same folder."""
+        model = Path(self.source.name).name
+        return Path("runs") / f"{self.experiment.name}-{model}-{self.key[:8]}"
+
+
+def resolve_settings(
+    experiment: str | Path | Experiment,
+    model: str = "organism",
+    *,
+    seeds: int | Sequence[int] = 5,
+    training: dict[str, Any] | None = None,
+    split: str = "test",
+    device: str = "auto",
+    dtype: str = "auto",
+) -> RunSettings:
+    """Check everything that a run needs before anything is computed or written.
+
+    Args:
+        seeds: how many, counted from 0, or which.
+        training: changes to the experiment's training settings, by the names in `Training`.
+        split: the questions to ask: `test` is reported, `dev` is for choosing settings, or `all`.
+
+    Raises:
+        InputError: for an experiment, model, seeds or settings that cannot be used.
+    """
+    listed = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not listed or len(set(listed)) < len(listed) or min(listed) < 0:
+        raise InputError(f"seeds: found {seeds!r}; expected at least one, all different and >= 0")
+    loaded = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
+    loaded = loaded.with_split(split)
+    source = resolve(model)
+    changes = dict(training or {})
+    settings = loaded.training_for(source.model_class).model_dump()
+    for given, other in (("steps", "epochs"), ("epochs", "steps")):
+        if given in changes:
+            settings[other] = None
+    try:
+        resolved = Training.model_validate(settings | changes)
+    except ValidationError as error:
+        raise InputError(f"training settings: {first_problem(error)}") from None
+    return RunSettings(loaded, source, listed, resolved, split, device, dtype)
+
+
+def file_hash(path: Path) -> str:
+    """A hash of a file's content (16 hexadecimal digits)."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
