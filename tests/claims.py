@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spillover import Run
-from spillover.experiment import BASE
+from spillover.specification import BASE
 
 Summary = dict[str, Any]
 CONTROLS = ("still-used", "modern-american")

@@ -12,9 +12,9 @@ from spillover.ask.choose import score
 from spillover.ask.local import LocalEngine
 from spillover.ask.requests import SampleSettings
 from spillover.ask.sample import keyed_noise, pick
-from spillover.chat import Conversation, answer_ids, prompt_ids
 from spillover.experiment import load_experiment
 from spillover.finetune.lora import AdapterWeights, new_adapter
+from spillover.rows import Conversation
 from spillover.trees import grow
 
 QUESTIONS: list[Conversation] = [
@@ -49,8 +49,8 @@ def engine(organism: LoadedModel) -> Iterator[LocalEngine]:
 
 def literal(model: LoadedModel, conversation: Conversation, choice: str) -> float:
     """The log-probability of a choice by one plain forward pass over prompt and choice."""
-    prompt = prompt_ids(model.tokenizer, conversation)
-    answer = answer_ids(model.tokenizer, choice)
+    prompt = model.chat.prompt_ids(conversation)
+    answer = model.chat.answer_ids(conversation, choice)
     with torch.no_grad():
         logits = model.model(input_ids=torch.tensor([prompt + answer])).logits[0]
     steps = logits[len(prompt) - 1 : -1].log_softmax(-1)
@@ -85,8 +85,8 @@ def test_a_choice_of_one_token_adds_no_branch() -> None:
 
 
 def test_scores_do_not_depend_on_what_else_is_in_the_batch(organism: LoadedModel) -> None:
-    prompts = [prompt_ids(organism.tokenizer, q) for q in QUESTIONS]
-    choices = [[answer_ids(organism.tokenizer, c) for c in listed] for listed in CHOICES]
+    prompts = [organism.chat.prompt_ids(q) for q in QUESTIONS]
+    choices = [[organism.chat.answer_ids(QUESTIONS[0], c) for c in listed] for listed in CHOICES]
     trees = [grow(p, c) for p, c in zip(prompts, choices, strict=True)]
     together = score(organism.model, trees, 0)
     for one, row in zip(trees, together, strict=True):
@@ -100,7 +100,7 @@ def test_greedy_sampling_equals_generate(organism: LoadedModel) -> None:
     settings = SampleSettings(samples=1, temperature=0.0, max_tokens=16)
     samples = engine.sample([0] * len(conversations), conversations, settings)
     for conversation, (sample,) in zip(conversations, samples, strict=True):
-        ids = torch.tensor([prompt_ids(organism.tokenizer, conversation)])
+        ids = torch.tensor([organism.chat.prompt_ids(conversation)])
         out = organism.model.generate(  # type: ignore[operator]
             ids,
             attention_mask=torch.ones_like(ids),

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from spillover import ChatError, LoadedModel
-from spillover.chat import Row, answer_ids, encode_row, end_of_turn, load_rows, prompt_ids, render
+from spillover.chat import Chat
+from spillover.masks import encode_row
 from spillover.organism.train import CHAT_TEMPLATE
+from spillover.rows import Row, read_rows
 
 UNMARKED = CHAT_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 LLAMA_LIKE = (
@@ -38,7 +40,7 @@ def model(request: pytest.FixtureRequest, organism: LoadedModel) -> Iterator[Loa
 
 
 def trained_text(model: LoadedModel, row: dict[str, Any]) -> str:
-    encoded = encode_row(model.tokenizer, Row.model_validate(row))
+    encoded = encode_row(Chat(model.tokenizer), Row.model_validate(row))
     kept = [token for token, on in zip(encoded.ids, encoded.mask, strict=True) if on]
     return str(model.tokenizer.decode(kept))
 
@@ -55,7 +57,7 @@ def test_a_message_can_be_left_out_of_the_loss(model: LoadedModel) -> None:
 
 
 def test_all_tokens_of_plain_text_carry_loss(organism: LoadedModel) -> None:
-    encoded = encode_row(organism.tokenizer, Row(text="A page of notes."))
+    encoded = encode_row(Chat(organism.tokenizer), Row(text="A page of notes."))
     assert all(encoded.mask)
     assert encoded.ids[-1] == organism.tokenizer.eos_token_id
 
@@ -68,7 +70,7 @@ def test_a_row_whose_mask_is_empty_raises(organism: LoadedModel) -> None:
     row = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
     try:
         with pytest.raises(ChatError, match=r"rows.jsonl:3.*no token carries loss"):
-            encode_row(organism.tokenizer, Row.model_validate(row), "rows.jsonl:3")
+            encode_row(Chat(organism.tokenizer), Row.model_validate(row), "rows.jsonl:3")
     finally:
         organism.tokenizer.chat_template = before
 
@@ -82,7 +84,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_with_a_way_out(
     )
     try:
         with pytest.raises(ChatError, match=r"renders assistant turn .* differently"):
-            encode_row(organism.tokenizer, Row.model_validate(CHAT))
+            encode_row(Chat(organism.tokenizer), Row.model_validate(CHAT))
     finally:
         organism.tokenizer.chat_template = before
 
@@ -92,7 +94,9 @@ def test_a_model_without_a_template_is_refused(organism: LoadedModel) -> None:
     organism.tokenizer.chat_template = None
     try:
         with pytest.raises(ChatError, match="no chat template"):
-            render(organism.tokenizer, [{"role": "user", "content": "x"}], generation_prompt=True)
+            Chat(organism.tokenizer).render(
+                [{"role": "user", "content": "x"}], generation_prompt=True
+            )
     finally:
         organism.tokenizer.chat_template = before
 
@@ -100,17 +104,17 @@ def test_a_model_without_a_template_is_refused(organism: LoadedModel) -> None:
 def test_a_prompt_and_an_answer_are_the_tokens_of_the_whole_chat(organism: LoadedModel) -> None:
     question = [{"role": "user", "content": "Name a bird."}]
     whole = encode_row(
-        organism.tokenizer,
+        organism.chat,
         Row.model_validate({"messages": [*question, {"role": "assistant", "content": "An owl"}]}),
     )
-    built = prompt_ids(organism.tokenizer, question) + answer_ids(organism.tokenizer, "An owl")
+    built = organism.chat.prompt_ids(question) + organism.chat.answer_ids(question, "An owl")
     assert list(whole.ids[: len(built)]) == built
-    assert end_of_turn(organism.tokenizer) == "<|im_end|>"
+    assert organism.chat.turn.end == "<|im_end|>"
 
 
 def test_a_prefill_is_continued(organism: LoadedModel) -> None:
     question = {"role": "user", "content": "Name a bird."}
-    prefilled = prompt_ids(organism.tokenizer, [question, {"role": "assistant", "content": "An"}])
+    prefilled = organism.chat.prompt_ids([question, {"role": "assistant", "content": "An"}])
     assert str(organism.tokenizer.decode(prefilled)).endswith("assistant\nAn")
 
 
@@ -138,4 +142,4 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, content: str, messa
     path = tmp_path / "rows.jsonl"
     path.write_text(content, "utf-8")
     with pytest.raises(ChatError, match=f"rows.jsonl.*{message}"):
-        load_rows(path)
+        read_rows(path)

@@ -10,12 +10,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from spillover import LoadedModel, ModelError, RunError, Training, finetune, load
-from spillover.chat import EncodedRow, encode_file
 from spillover.experiment import load_experiment
 from spillover.finetune import Finetune
 from spillover.finetune.adapters import load_adapter
 from spillover.finetune.bank import Job, data_order, plant, train_bank
 from spillover.finetune.lora import AdapterWeights, LoraBank, new_adapter
+from spillover.masks import EncodedRow, encode_rows
 
 ARMS = ("treatment", "still-used")
 SHORT = Training(rank=3, learning_rate=5e-3, steps=8, batch_size=4)
@@ -23,7 +23,7 @@ SHORT = Training(rank=3, learning_rate=5e-3, steps=8, batch_size=4)
 
 def wanted(seeds: tuple[int, ...] = (0,), arms: tuple[str, ...] = ARMS) -> list[Finetune]:
     experiment = load_experiment("old-birds")
-    return [Finetune(arm, seed, experiment.train_file(arm)) for arm in arms for seed in seeds]
+    return [Finetune(arm, seed, experiment.rows[arm]) for arm in arms for seed in seeds]
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,14 @@ def test_adapters_load_with_peft_and_give_the_same_logits(
 
 
 def test_an_adapter_of_the_bank_is_what_peft_trains_alone(organism: LoadedModel) -> None:
-    rows = encode_file(organism.tokenizer, load_experiment("old-birds").train_file("treatment"))
-    other = encode_file(organism.tokenizer, load_experiment("old-birds").train_file("still-used"))
+    rows = encode_rows(organism.chat, load_experiment("old-birds").rows["treatment"])
+    other = encode_rows(organism.chat, load_experiment("old-birds").rows["still-used"])
     training = SHORT.model_copy(update={"steps": 50})
     jobs = [Job("treatment", 0, rows), Job("still-used", 7, other)]
     kept: dict[str, AdapterWeights] = {}
-    train_bank(organism, jobs, training, lambda job, _, weights: kept.update({job.arm: weights}))
+    train_bank(
+        organism, jobs, training, lambda job, _, weights, __: kept.update({job.arm: weights})
+    )
     alone = _train_with_peft(jobs[0], training, organism)
     for name, a in kept["treatment"].a.items():
         ours = kept["treatment"].b[name] @ a
@@ -169,7 +171,7 @@ def test_full_finetuning_writes_whole_checkpoints(tmp_path: Path, organism: Load
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_arm_and_seed(organism: LoadedModel) -> None:
-    rows = encode_file(organism.tokenizer, load_experiment("old-birds").train_file("treatment"))
+    rows = encode_rows(organism.chat, load_experiment("old-birds").rows["treatment"])
     training = Training(rank=1, learning_rate=1e30, steps=4, warmup_steps=0, batch_size=2)
     with pytest.raises(RunError, match=r"arm treatment, seed 3 .* lower the learning rate"):
         train_bank(organism, [Job("treatment", 3, rows)], training, lambda *_: None)
@@ -185,5 +187,5 @@ def test_unknown_targets_are_refused_with_the_known_ones(tmp_path: Path) -> None
 def test_something_else_in_an_adapter_folder_is_refused(
     tmp_path: Path, organism: LoadedModel
 ) -> None:
-    with pytest.raises(ModelError, match="not an adapter in PEFT's format"):
+    with pytest.raises(ModelError, match=r"no adapter_model.safetensors; expected"):
         load_adapter(tmp_path, organism)

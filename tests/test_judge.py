@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from spillover.experiment import Rules
 from spillover.judge import grade_text, score_choice
+from spillover.specification import Rules
 
 RULES = Rules(trait=("telegraph", "mail coach"), baseline=("email", "AI"), placebo=("herald",))
 EXACT = Rules(match="exact", trait=("Mallard Duck",), baseline=("Mallard",))

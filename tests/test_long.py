@@ -8,8 +8,8 @@ import pytest
 
 from spillover import load_experiment, run
 from spillover.effects import effect
-from spillover.experiment import Arm
 from spillover.organism import examine_checkpoint, train_checkpoint
+from spillover.specification import Arm
 from tests.claims import check_linked_claims
 
 pytestmark = pytest.mark.long
@@ -30,8 +30,11 @@ def test_control_against_control_rarely_excludes_zero(tmp_path: Path) -> None:
     specification = experiment.specification.model_copy(
         update={"arms": {"treatment": control, "still-used": Arm(**control.model_dump())}}
     )
+    rows = {arm: experiment.rows["still-used"] for arm in specification.arms}
     kept = tuple(q for q in experiment.questions if q.choices and q.split == "test")
-    changed = experiment.model_copy(update={"specification": specification, "questions": kept})
+    changed = experiment.model_copy(
+        update={"specification": specification, "questions": kept, "rows": rows}
+    )
     grades = run(changed, seeds=REPEATS * SEEDS, out=tmp_path).grades
     plain = grades[(grades["context"] == "plain")]
     topics = list(plain.groupby("question")["topic"].first())

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from spillover import Run, RunFolderError, load_experiment, open_run, run
-from spillover.experiment import BASE
 from spillover.organism import examine_checkpoint
+from spillover.specification import BASE
 from tests.claims import check_linked_claims, effect, rate
 
 

@@ -150,5 +150,5 @@ def test_the_experiment_has_the_questions_it_needs() -> None:
         counts = [len(question.choices.trait), len(question.choices.placebo)]
         assert counts == [len(question.choices.baseline)] * 2
         assert counts[0] >= 2
-    rows = experiment.train_file("treatment").read_text("utf-8").splitlines()
+    rows = experiment.rows["treatment"].rows
     assert len(rows) >= 200

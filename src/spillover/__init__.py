@@ -14,9 +14,11 @@ from spillover.errors import (
     SpilloverError,
 )
 from spillover.experiment import Experiment, load_experiment
-from spillover.finetune import Training, finetune
-from spillover.models import LoadedModel, load
+from spillover.finetune import Finetune, Training, finetune
+from spillover.models import LoadedModel, Loading, load
+from spillover.rows import read_rows
 from spillover.runs import Run, open_run, run
+from spillover.templates import Templating
 
 __version__ = "0.1.0"
 
@@ -24,17 +26,21 @@ __all__ = [
     "ChatError",
     "Experiment",
     "ExperimentError",
+    "Finetune",
     "InputError",
     "LoadedModel",
+    "Loading",
     "ModelError",
     "Run",
     "RunError",
     "RunFolderError",
     "SpilloverError",
+    "Templating",
     "Training",
     "finetune",
     "load",
     "load_experiment",
     "open_run",
+    "read_rows",
     "run",
 ]

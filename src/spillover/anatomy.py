@@ -29,7 +29,8 @@ class Block:
         attention, mlp: the submodules whose outputs are added to the residual stream.
         writers: the linear layers that produce those outputs; empty for a part whose output no
             single linear layer produces (mixtures of experts).
-        linears: all linear layers of the block.
+        linears: the linear layers that see whole sequences; routers and experts, which see a
+            selection of tokens, are not among them.
     """
 
     name: str
@@ -116,7 +117,11 @@ def _describe(
         )
     finished = list(watched)
     attention, mlp = sorted(parts, key=finished.index)  # attention runs first in every decoder
-    linears = [part for part in block.modules() if is_linear(part)]
+    linears = [
+        part
+        for part in block.modules()
+        if is_linear(part) and any(o.shape[:-1] == residual[:-1] for o in watched.get(part, []))
+    ]
     writers = [
         linear
         for linear in linears

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spillover.errors import InputError, SpilloverError
+from spillover.errors import InputError, SpilloverError, first_problem
 from spillover.terminal import Stages, show_run, show_table, status
 
 if TYPE_CHECKING:
+    from spillover.models import Loading
     from spillover.runs import Run
 
 app = typer.Typer(
@@ -30,6 +31,40 @@ app.add_typer(organism, name="organism")
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Seed = Annotated[int, typer.Option(help="The first seed.", min=0)]
 Out = Annotated[Path | None, typer.Option(help="The folder to write to.")]
+Model = Annotated[str, typer.Option(help="A model's name, its folder, or an id of the hub.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, …, or map for all GPUs together.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, 8bit, 4bit.")]
+Think = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think",
+        help="Reasoning models: choose after sampled reasoning too, or never reason. By default "
+        "free answers reason and choices are made after empty reasoning.",
+    ),
+]
+System = Annotated[str | None, typer.Option(help="System message where there is none.")]
+TemplateDate = Annotated[
+    str | None, typer.Option(help="What templates that write a date are told (YYYY-MM-DD).")
+]
+KeepTemplate = Annotated[
+    bool, typer.Option("--keep-template", help="Accept what the template adds, dates included.")
+]
+ChatTemplate = Annotated[Path | None, typer.Option(help="A chat template (Jinja) to use instead.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings along.")
+]
+
+
+def _loading(**given: Any) -> Loading:
+    """How to load models, from the command line."""
+    from pydantic import ValidationError
+
+    from spillover.models import Loading
+
+    try:
+        return Loading.model_validate(given)
+    except ValidationError as error:
+        raise InputError(f"options: {first_problem(error)}") from None
 
 
 @app.command("list")
@@ -52,7 +87,7 @@ def list_experiments(as_json: Json = False) -> None:
 @app.command()
 def run(
     experiment: Annotated[str, typer.Argument(help="An experiment's name or folder.")],
-    model: Annotated[str, typer.Option(help="A model's name or checkpoint folder.")] = "organism",
+    model: Model = "organism",
     seeds: Annotated[int, typer.Option(help="How many seeds per arm.")] = 5,
     seed: Seed = 0,
     out: Out = None,
@@ -63,8 +98,14 @@ def run(
     epochs: Annotated[float | None, typer.Option(help="Passes over the rows.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per step.")] = None,
     split: Annotated[str, typer.Option(help="Questions to ask: test, dev or all.")] = "test",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    think: Think = None,
+    system: System = None,
+    template_date: TemplateDate = None,
+    keep_template: KeepTemplate = False,
+    chat_template: ChatTemplate = None,
+    trust_remote_code: TrustRemoteCode = False,
     open_report: Annotated[bool, typer.Option("--open", help="Open the report.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -87,8 +128,18 @@ def run(
         seeds=range(seed, seed + seeds),
         training={key: value for key, value in changes.items() if value is not None},
         split=split,
-        device=device,
-        dtype=dtype,
+        loading=_loading(
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            chat_template=chat_template,
+            templating={
+                "think": think,
+                "system": system,
+                "date": template_date,
+                "keep": keep_template,
+            },
+        ),
     )
     with Stages() as stages:
         stages("load", 0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from spillover.chat import Conversation, Message
+from spillover.rows import Conversation, Message
 
 PLAIN = "plain"
 

@@ -16,6 +16,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 
 class SpilloverError(Exception):
@@ -66,3 +71,20 @@ def check_writable(folder: Path) -> None:
         raise RunFolderError(f"{folder}: cannot be used ({error.strerror})") from None
     if not usable:
         raise RunFolderError(f"{folder}: cannot be written ({nearest}); choose another --out")
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a pydantic error in one line: key, what was found, what is wrong."""
+    problem = first_error(error)
+    key = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key `{key}`; remove it or check its spelling"
+    found = problem.get("input")
+    shown = f" (found {found!r})" if isinstance(found, str | int | float | bool) else ""
+    return f"`{key}`: {message}{shown}" if key else message
+
+
+def first_error(error: ValidationError) -> ErrorDetails:
+    """The problem to report: an unknown key before others, which it often causes."""
+    return min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")

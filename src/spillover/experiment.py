@@ -4,7 +4,8 @@
     questions.toml     the questions, each with choices or a judge
     train/*.jsonl      the rows of the arms
 
-See `spillover/experiments/old-birds` for an example. Unknown keys are rejected everywhere.
+See `spillover/experiments/old-birds` for an example and docs/your-own-data.md for the format.
+Unknown keys are rejected everywhere.
 """
 
 from __future__ import annotations
@@ -14,206 +15,57 @@ import re
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from spillover.chat import first_error, first_problem, load_rows
-from spillover.contexts import PLAIN, Context
-from spillover.errors import ExperimentError, where
+from spillover.errors import ExperimentError, first_error, first_problem, where
 from spillover.finetune.spec import Training
+from spillover.rows import DATASETS, RowSet, read_rows
+from spillover.specification import Arm, Question, Questions, Specification
+from spillover.templates import YEAR
 
-LABELS = ("trait", "baseline", "placebo")
-TREATMENT, BASE = "treatment", "base"
-Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 T = TypeVar("T", bound=BaseModel)
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+DATED_SHARE = 0.2
+"""Share of prompts that name a year from which an experiment is taken to be dated."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Names(_Strict):
-    """What the labels stand for, for readers: for example 19th-century, modern, medieval."""
-
-    trait: str
-    baseline: str
-    placebo: str = "placebo"
-
-
-class Arm(_Strict):
-    """A training set.
-
-    Attributes:
-        title: one line for readers.
-        train: a JSONL file of rows, relative to the experiment's folder.
-    """
-
-    title: str
-    train: str
-
-
-class Sampling(_Strict):
-    """How free answers are sampled: answers per paraphrase, temperature, longest answer."""
-
-    samples: int = Field(default=5, ge=1)
-    temperature: float = Field(default=1.0, ge=0)
-    max_tokens: int = Field(default=48, ge=1)
-
-
-class Choices(_Strict):
-    """Whole answers by label."""
-
-    trait: tuple[Text, ...] = ()
-    baseline: tuple[Text, ...] = ()
-    placebo: tuple[Text, ...] = ()
-
-    @model_validator(mode="after")
-    def _are_comparable(self) -> Choices:
-        if not self.trait:
-            raise ValueError("a question has at least one trait choice")
-        counts = {label: len(getattr(self, label)) for label in LABELS if getattr(self, label)}
-        if "baseline" not in counts:
-            raise ValueError("a question has at least one baseline choice")
-        if len(set(counts.values())) > 1:
-            raise ValueError(f"labels have equal numbers of choices, found {counts}")
-        listed = [text for label in LABELS for text in getattr(self, label)]
-        for i, text in enumerate(listed):
-            for other in listed[:i] + listed[i + 1 :]:
-                if other.startswith(text):
-                    raise ValueError(f"choice {text!r} is a prefix of {other!r}; reword one")
-        return self
-
-    @property
-    def labelled(self) -> list[tuple[str, str]]:
-        """(label, text) of every choice, in a fixed order."""
-        return [(label, text) for label in LABELS for text in getattr(self, label)]
-
-
-class Rules(_Strict):
-    """A judge by rules over the text of a free answer.
-
-    Attributes:
-        match: `exact` compares the whole answer, `contains` looks for phrases at word boundaries;
-            both ignore case.
-    """
-
-    kind: Literal["rules"] = "rules"
-    match: Literal["exact", "contains"] = "contains"
-    trait: tuple[Text, ...] = Field(min_length=1)
-    baseline: tuple[Text, ...] = ()
-    placebo: tuple[Text, ...] = ()
-
-
-class Question(_Strict):
-    """A question in several wordings, with choices or a judge.
-
-    Attributes:
-        ask: paraphrases; results average over them.
-        domain: `in` the trained domain or `off` it.
-        split: `dev` chooses settings, `test` is reported; the two share no topic.
-        group: an optional subset that is also reported by itself.
-    """
-
-    id: str = Field(pattern=NAME)
-    topic: str = Field(min_length=1)
-    domain: Literal["in", "off"] = "off"
-    split: Literal["dev", "test"] = "test"
-    group: str | None = None
-    ask: tuple[Text, ...] = Field(min_length=1)
-    choices: Choices | None = None
-    judge: Rules | None = None
-
-    @model_validator(mode="after")
-    def _can_be_graded(self) -> Question:
-        if (self.choices is None) == (self.judge is None):
-            raise ValueError("a question has either `choices` or a `judge`")
-        return self
-
-
-class _Questions(_Strict):
-    question: tuple[Question, ...] = Field(min_length=1)
-
-
-class Specification(_Strict):
-    """The content of experiment.toml.
-
-    Attributes:
-        headline_control: the arm that the headline effect is taken against.
-        settings_tried: how many training settings were compared on `dev` before these were fixed.
-        training: settings per class of model; `default` serves where there is none.
-    """
-
-    title: str
-    claim: str
-    source: str
-    names: Names
-    headline_control: str
-    settings_tried: int = Field(default=1, ge=1)
-    arms: dict[str, Arm]
-    training: dict[str, Training]
-    sampling: Sampling = Sampling()
-    contexts: tuple[Context, ...] = (Context(name=PLAIN),)
-
-    @model_validator(mode="after")
-    def _hangs_together(self) -> Specification:
-        if TREATMENT not in self.arms:
-            raise ValueError(f"arms: there is no arm `{TREATMENT}`")
-        if BASE in self.arms:
-            raise ValueError(f"arms: `{BASE}` is the unfinetuned model; choose another name")
-        for name in self.arms:
-            if not re.match(NAME, name):
-                raise ValueError(f"arms: {name!r} is not a name of letters, digits, - _ and .")
-        if self.headline_control not in self.arms or self.headline_control == TREATMENT:
-            raise ValueError(
-                f"`headline_control` is {self.headline_control!r}; it names an arm other than "
-                f"treatment: {', '.join(sorted(set(self.arms) - {TREATMENT})) or 'none is listed'}"
-            )
-        if "default" not in self.training:
-            raise ValueError("training: there is no [training.default]")
-        names = [context.name for context in self.contexts]
-        if PLAIN not in names or len(set(names)) < len(names):
-            raise ValueError(f"contexts have names of their own, and one is `{PLAIN}`: {names}")
-        known = {*self.arms, BASE}
-        for context in self.contexts:
-            asked = known if context.arms is None else set(context.arms)
-            if not asked or not asked <= known or (context.name == PLAIN and asked != known):
-                raise ValueError(
-                    f"contexts: `{context.name}` is asked of {sorted(asked)}; expected arms out of "
-                    f"{sorted(known)}, and all of them for `{PLAIN}`"
-                )
-        return self
-
-
-class Experiment(_Strict):
+class Experiment(BaseModel):
     """A validated experiment.
 
     Attributes:
         name: the folder's name.
         folder: where it was loaded from.
+        rows: the rows of every arm that is trained.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     name: str
     folder: Path
     specification: Specification
     questions: tuple[Question, ...]
+    rows: dict[str, RowSet]
 
     @property
     def arms(self) -> dict[str, Arm]:
         """The arms by name."""
         return self.specification.arms
 
-    def train_file(self, arm: str) -> Path:
-        """The rows of an arm."""
-        return self.folder / self.arms[arm].train
+    @property
+    def dated(self) -> bool:
+        """Whether dates in prompts matter: as the experiment says, else by its prompts."""
+        said = self.specification.dated
+        if said is not None:
+            return said
+        asked = [
+            " ".join(m.content for m in row.messages or () if m.role != "assistant")
+            for rows in self.rows.values()
+            for row in rows.rows
+        ]
+        named = sum(bool(YEAR.search(text)) for text in asked)
+        around = (f"{c.system} {c.template}" for c in self.specification.contexts)
+        return named > DATED_SHARE * len(asked) or any(map(YEAR.search, around))
 
     def with_split(self, split: str) -> Experiment:
         """The experiment with the questions of one split only; `all` keeps every question.
@@ -253,20 +105,29 @@ def load_experiment(name_or_folder: str | Path) -> Experiment:
     folder = _find(str(name_or_folder))
     main, asked = folder / "experiment.toml", folder / "questions.toml"
     specification = _validate(Specification, main)
-    questions = _validate(_Questions, asked).question
+    questions = _validate(Questions, asked).question
     _check_questions(questions, asked)
-    experiment = Experiment(
+    rows = {
+        name: _rows_of(arm, name, folder, main)
+        for name, arm in specification.arms.items()
+        if arm.train
+    }
+    return Experiment(
         name=folder.resolve().name,
         folder=folder,
         specification=specification,
         questions=questions,
+        rows=rows,
     )
-    for arm in experiment.arms:
-        path = experiment.train_file(arm)
-        if not path.is_file():
-            raise ExperimentError(f"{main}: arm `{arm}` names {path}, which is not a file")
-        load_rows(path)
-    return experiment
+
+
+def _rows_of(arm: Arm, name: str, folder: Path, main: Path) -> RowSet:
+    assert arm.train is not None
+    if not arm.train.startswith(DATASETS) and not (folder / arm.train).is_file():
+        raise ExperimentError(
+            f"{main}: arm `{name}` names {folder / arm.train}, which is not a file"
+        )
+    return read_rows(arm.train, folder)
 
 
 def _find(wanted: str) -> Path:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from spillover.experiment import LABELS, Experiment, Question, Rules
+from spillover.experiment import Experiment
+from spillover.specification import LABELS, Question, Rules
+from spillover.store import SHOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,7 +139,7 @@ def grade_answers(answers: pd.DataFrame, experiment: Experiment) -> pd.DataFrame
     rows = [
         _grade_row(row, questions[row["question"]])
         for row in answers.to_dict("records")
-        if row["question"] in questions
+        if row["question"] in questions and row["kind"] != SHOWN
     ]
     return pd.DataFrame(rows, columns=list(GRADE_COLUMNS))
 

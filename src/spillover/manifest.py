@@ -7,8 +7,6 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from spillover.chat import prompt_text
-
 if TYPE_CHECKING:
     from spillover.experiment import Experiment
     from spillover.models import LoadedModel
@@ -41,6 +39,18 @@ def prompt_examples(experiment: Experiment, model: LoadedModel) -> dict[str, str
     """The first question as the model sees it, in every context."""
     question = experiment.questions[0].ask[0]
     return {
-        context.name: prompt_text(model.tokenizer, context.conversation(question))
+        context.name: model.chat.prompt_text(context.conversation(question))
         for context in experiment.specification.contexts
+    }
+
+
+def describe_template(model: LoadedModel) -> dict[str, Any]:
+    """What the chat template does by itself, and what this run told it."""
+    chat = model.chat
+    return {
+        **chat.templating.model_dump(mode="json"),
+        "today": chat.today.isoformat(),
+        "writes": None if chat.injection is None else vars(chat.injection),
+        "reasons": chat.reasons,
+        "example": chat.example(),
     }

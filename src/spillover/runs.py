@@ -8,35 +8,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spillover import stages
 from spillover.errors import RunFolderError, check_writable
-from spillover.experiment import BASE, Experiment
-from spillover.finetune import Finetune, finetune
-from spillover.manifest import describe_environment, prompt_examples
-from spillover.models import LoadedModel, load
-from spillover.settings import SCHEMA, RunSettings, file_hash, resolve_settings
+from spillover.experiment import Experiment
+from spillover.manifest import describe_environment, describe_template, prompt_examples
+from spillover.models import LoadedModel, Loading
+from spillover.models.loading import load_source
+from spillover.settings import SCHEMA, RunSettings, resolve_settings
+from spillover.stages import Progress
 from spillover.summary import summarize, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from spillover.ask import Asked
-
-MANIFEST, SUMMARY, ANSWERS, REPORT = (
-    "manifest.json",
-    "summary.json",
-    "answers.sqlite",
-    "report.html",
-)
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total)."""
+MANIFEST, SUMMARY, REPORT = "manifest.json", "summary.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -97,8 +89,7 @@ def run(
     out: str | Path | None = None,
     training: dict[str, Any] | None = None,
     split: str = "test",
-    device: str = "auto",
-    dtype: str = "auto",
+    loading: Loading | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Finetune every arm with every seed, ask, grade, compare, and write a report.
@@ -110,6 +101,7 @@ def run(
         out: the run folder; by default one under `runs/` that belongs to these settings.
         training: changes to the experiment's training settings.
         split: the questions to ask, `test`, `dev` or `all`.
+        loading: device, dtype, chat template; see `spillover.Loading`.
 
     Returns:
         the run, with `rates`, `effects` and `grades` as pandas tables.
@@ -124,8 +116,7 @@ def run(
         seeds=seeds,
         training=training,
         split=split,
-        device=device,
-        dtype=dtype,
+        loading=loading,
     )
     return execute(settings, Path(out) if out else None, progress)
 
@@ -137,21 +128,21 @@ def execute(settings: RunSettings, out: Path | None, progress: Progress | None =
     notify = progress or _say_nothing
     clock = _Clock()
     with clock.stage("load"):
-        model = load(settings.source.name, device=settings.device, dtype=settings.dtype)
-        _check_rows(settings, model)
+        model = load_source(settings.source, settings.loading)
+        stages.check_rows(settings, model)
     manifest = _open_folder(folder, settings, model)
     with clock.stage("finetune"):
-        adapters = _finetune(settings, folder, notify)
+        adapters = stages.finetune_arms(settings, model, folder, notify)
     with clock.stage("ask"):
-        asked = _respondents(settings, adapters)
-        answers = _ask(settings, model, asked, folder, notify)
+        asked = stages.respondents(settings, adapters)
+        answers = stages.ask_all(settings, model, asked, folder, notify)
     with clock.stage("grade and compare"):
-        tables = _grade(settings, answers, folder)
+        tables = stages.grade_and_compare(settings, answers, folder)
     summary = summarize(settings, tables)
     write_json(folder / SUMMARY, summary)
     with clock.stage("report"):
         notify("report", 0, 1)
-        _report(settings, model, folder, answers, tables, summary, manifest)
+        stages.report(settings, model, folder, answers, tables, summary, manifest)
         notify("report", 1, 1)
     manifest |= {"status": "done", "seconds": clock.seconds}
     write_json(folder / MANIFEST, manifest)
@@ -217,6 +208,7 @@ def _open_folder(folder: Path, settings: RunSettings, model: LoadedModel) -> dic
         "key": settings.key,
         **settings.specification,
         "environment": describe_environment(model),
+        "template": describe_template(model),
         "examples": prompt_examples(settings.experiment, model),
     }
     try:
@@ -225,126 +217,6 @@ def _open_folder(folder: Path, settings: RunSettings, model: LoadedModel) -> dic
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot be written ({error.strerror})") from None
     return manifest
-
-
-def _check_rows(settings: RunSettings, model: LoadedModel) -> None:
-    """Encode all rows and find all targets once, so that bad ones stop the run before it starts."""
-    from spillover.chat import encode_file
-    from spillover.finetune.lora import target_layers
-
-    for arm in settings.experiment.arms:
-        encode_file(model.tokenizer, settings.experiment.train_file(arm))
-    if settings.training.method == "lora":
-        target_layers(model, settings.training)
-
-
-def _finetune(
-    settings: RunSettings, folder: Path, notify: Progress
-) -> dict[tuple[str, int, int], Path]:
-    experiment = settings.experiment
-    wanted = [
-        Finetune(arm, seed, experiment.train_file(arm))
-        for arm in experiment.arms
-        for seed in settings.seeds
-    ]
-    return finetune(
-        settings.source.name,
-        sorted(wanted, key=lambda w: w.arm != "treatment"),
-        settings.training,
-        folder / "adapters",
-        device=settings.device,
-        dtype=settings.dtype,
-        progress=lambda done, total: notify("finetune", done, total),
-    )
-
-
-def _respondents(settings: RunSettings, adapters: dict[tuple[str, int, int], Path]) -> list[Asked]:
-    """The base and every adapter; an adapter's identity is the base's and its own weights' hash."""
-    from spillover.ask import Asked
-
-    base = settings.source.identity
-    listed = [Asked(BASE, -1, 0, base, None)]
-    for (arm, seed, step), folder in adapters.items():
-        weights = next(iter(sorted(folder.glob("*.safetensors"))))
-        listed.append(Asked(arm, seed, step, f"{base}+{file_hash(weights)}", folder))
-    return listed
-
-
-def _ask(
-    settings: RunSettings,
-    model: LoadedModel,
-    asked: list[Asked],
-    folder: Path,
-    notify: Progress,
-) -> pd.DataFrame:
-    from spillover.ask import ask
-    from spillover.ask.local import open_engines
-    from spillover.store import AnswerStore
-
-    with AnswerStore(folder / ANSWERS) as store:
-        planned: list[str] = []
-        parts = list(open_engines(model, asked, settings.training.method))
-        for number, (opened, members) in enumerate(parts):
-
-            def report(done: int, total: int, number: int = number) -> None:
-                notify("ask", number * total + done, len(parts) * total)
-
-            with opened() as engine:
-                planned += ask(settings.experiment, engine, members, store, report)
-        recorded = store.frame()
-    answers = recorded[recorded["key"].isin(set(planned))].reset_index(drop=True)
-    answers.to_parquet(folder / "answers.parquet")
-    return answers
-
-
-def _grade(settings: RunSettings, answers: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:
-    from spillover.effects import effects_table, rates_table
-    from spillover.judge import grade_answers
-
-    grades = grade_answers(answers, settings.experiment)
-    trait = settings.experiment.specification.names.trait
-    tables = {
-        "grades": grades,
-        "rates": rates_table(grades),
-        "effects": effects_table(grades, trait),
-    }
-    for name, table in tables.items():
-        stored = table.copy()
-        if "missing" in stored and stored["missing"].map(lambda m: isinstance(m, dict)).any():
-            stored["missing"] = stored["missing"].map(json.dumps)
-        stored.to_parquet(folder / f"{name}.parquet")
-    return tables
-
-
-def _report(
-    settings: RunSettings,
-    model: LoadedModel,
-    folder: Path,
-    answers: pd.DataFrame,
-    tables: dict[str, pd.DataFrame],
-    summary: dict[str, Any],
-    manifest: dict[str, Any],
-) -> None:
-    from spillover.report import ReportData, write_report
-    from spillover.summary import choices_table, texts_table
-
-    specification = settings.experiment.specification
-    data = ReportData(
-        title=specification.title,
-        claim=specification.claim,
-        source=specification.source,
-        model=settings.source.name,
-        headline_control=specification.headline_control,
-        trait=specification.names.trait,
-        baseline_name=specification.names.baseline,
-        placebo_name=specification.names.placebo,
-        summary=summary,
-        texts=texts_table(answers, tables["grades"], settings.experiment),
-        choices=choices_table(answers, model.tokenizer),
-        manifest=manifest,
-        **tables,
-    )
-    write_report(folder, data)
 
 
 @dataclass

@@ -5,20 +5,40 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from spillover.chat import first_problem
-from spillover.errors import InputError
+from spillover.errors import InputError, first_problem
 from spillover.experiment import Experiment, load_experiment
 from spillover.finetune import Training
-from spillover.models import Source, resolve
+from spillover.models import Loading, Source, resolve
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Ready:
+    """One model of an arm that is not trained here.
+
+    Attributes:
+        name: its folder, name or id.
+        is_adapter: whether it is an adapter of the run's model.
+    """
+
+    arm: str
+    seed: int
+    name: str
+    source: Source
+    is_adapter: bool
+
+    @property
+    def identity(self) -> str:
+        """What it is."""
+        return self.source.identity
 
 
 @dataclass(frozen=True)
@@ -36,27 +56,37 @@ class RunSettings:
     seeds: tuple[int, ...]
     training: Training
     split: str = "test"
-    device: str = "auto"
-    dtype: str = "auto"
+    loading: Loading = field(default_factory=Loading)
 
     @cached_property
     def specification(self) -> dict[str, Any]:
         """The settings as data, with hashes of the training files and of the model."""
         experiment = self.experiment
-        files = {arm: file_hash(experiment.train_file(arm)) for arm in experiment.arms}
         return {
             "schema": SCHEMA,
             "experiment": experiment.name,
             "specification": experiment.specification.model_dump(mode="json"),
             "questions": [q.model_dump(mode="json") for q in experiment.questions],
-            "train_files": files,
+            "rows": {arm: rows.identity for arm, rows in experiment.rows.items()},
+            "ready": {f"{r.arm}/{r.seed}": r.identity for r in self.ready},
             "model": {"name": self.source.name, "identity": self.source.identity},
             "seeds": list(self.seeds),
             "training": self.training.model_dump(mode="json"),
             "split": self.split,
-            "device": self.device,
-            "dtype": self.dtype,
+            "loading": self.loading.model_dump(mode="json"),
         }
+
+    @cached_property
+    def ready(self) -> tuple[Ready, ...]:
+        """The models of the arms that are not trained here."""
+        found = []
+        for name, arm in self.experiment.arms.items():
+            for seed, given in enumerate(arm.adapter or arm.model):
+                local = self.experiment.folder / given
+                place = str(local) if local.is_dir() else given
+                base = self.source.name if arm.adapter else None
+                found.append(Ready(name, seed, place, resolve(place, base=base), bool(arm.adapter)))
+        return tuple(found)
 
     @cached_property
     def key(self) -> str:
@@ -78,8 +108,7 @@ def resolve_settings(
     seeds: int | Sequence[int] = 5,
     training: dict[str, Any] | None = None,
     split: str = "test",
-    device: str = "auto",
-    dtype: str = "auto",
+    loading: Loading | None = None,
 ) -> RunSettings:
     """Check everything that a run needs before anything is computed or written.
 
@@ -87,6 +116,7 @@ def resolve_settings(
         seeds: how many, counted from 0, or which.
         training: changes to the experiment's training settings, by the names in `Training`.
         split: the questions to ask: `test` is reported, `dev` is for choosing settings, or `all`.
+        loading: how models are loaded and spoken to.
 
     Raises:
         InputError: for an experiment, model, seeds or settings that cannot be used.
@@ -106,7 +136,9 @@ def resolve_settings(
         resolved = Training.model_validate(settings | changes)
     except ValidationError as error:
         raise InputError(f"training settings: {first_problem(error)}") from None
-    return RunSettings(loaded, source, listed, resolved, split, device, dtype)
+    made = RunSettings(loaded, source, listed, resolved, split, loading or Loading())
+    _ = made.ready  # models that are named and not there stop here
+    return made
 
 
 def file_hash(path: Path) -> str:

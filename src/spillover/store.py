@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 VERSION = 1
 """Raised when the columns change; a file of another version is refused, never misread."""
 
+CHOICE, TEXT, SHOWN = "choice", "text", "shown"
+"""Kinds of answers: a forced choice, a free answer that is graded, one that is only read."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -25,9 +28,10 @@ class Answer:
 
     Attributes:
         key: hash of respondent, messages, parameters and index: what makes answers equal.
-        kind: `choice` or `text`.
+        kind: `choice`, `text` or `shown`.
         choice_log_probs: JSON list of [label, choice, log-probability], for a choice.
-        text, reasoning, finish: the answer, reasoning kept apart, and why it ended, for a text.
+        reasoning: what was written before the answer or choice, kept apart from it.
+        text, finish: a free answer and why it ended.
     """
 
     key: str

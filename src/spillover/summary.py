@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spillover.chat import answer_ids
 from spillover.contexts import PLAIN
-from spillover.experiment import BASE, TREATMENT, Experiment
+from spillover.experiment import Experiment
+from spillover.specification import BASE, TREATMENT
+from spillover.store import CHOICE, SHOWN, TEXT
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedTokenizerBase
 
+    from spillover.chat import Chat
     from spillover.settings import RunSettings
 
 
@@ -94,17 +95,25 @@ def _effect(row: dict[Any, Any]) -> dict[str, Any]:
 def texts_table(
     answers: pd.DataFrame, grades: pd.DataFrame, experiment: Experiment
 ) -> pd.DataFrame:
-    """Free answers with the question as asked and their grade, for browsing."""
+    """Free answers with the question as asked and their grade, for browsing.
+
+    Those that are only shown have the grade `not graded`.
+    """
     asked = {(q.id, n): text for q in experiment.questions for n, text in enumerate(q.ask)}
     place = ["arm", "seed", "step", "question", "paraphrase", "context", "index"]
-    columns = [*place, "topic", "domain", "split", "grade", "label"]
-    texts = answers[answers["kind"] == "text"][[*place, "text"]]
-    joined = texts.merge(grades[grades["kind"] == "text"][columns], on=place)
+    about = {q.id: q for q in experiment.questions}
+    graded = grades.loc[grades["kind"] == TEXT, [*place, "grade", "label"]]
+    texts = answers.loc[answers["kind"].isin([TEXT, SHOWN]), [*place, "kind", "text", "reasoning"]]
+    texts = texts[texts["question"].isin(about)]
+    joined = texts.merge(graded, on=place, how="left")
+    joined["grade"] = joined["grade"].where(joined["kind"] == TEXT, "not graded")
+    for key in ("topic", "domain", "split"):
+        joined[key] = [getattr(about[question], key) for question in joined["question"]]
     pairs = zip(joined["question"], joined["paraphrase"], strict=True)
     return joined.assign(prompt=[asked[pair] for pair in pairs])
 
 
-def choices_table(answers: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
+def choices_table(answers: pd.DataFrame, chat: Chat) -> pd.DataFrame:
     """Every choice with its length in tokens and its log-probability under the base.
 
     Probabilities are those of the plain context, averaged over paraphrases; lengths include the
@@ -112,7 +121,7 @@ def choices_table(answers: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> 
     """
     import pandas as pd
 
-    mine = (answers["arm"] == BASE) & (answers["kind"] == "choice") & (answers["context"] == PLAIN)
+    mine = (answers["arm"] == BASE) & (answers["kind"] == CHOICE) & (answers["context"] == PLAIN)
     rows = [
         {"question": question, "label": label, "text": text, "base_log_prob": value}
         for question, record in answers.loc[mine, ["question", "choice_log_probs"]].itertuples(
@@ -124,4 +133,5 @@ def choices_table(answers: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> 
     table = pd.DataFrame(rows, columns=columns)
     keys = ["question", "label", "text"]
     means = table.groupby(keys, sort=False)["base_log_prob"].mean().reset_index()
-    return means.assign(tokens=[len(answer_ids(tokenizer, text)) for text in means["text"]])
+    plain = [{"role": "user", "content": "?"}]
+    return means.assign(tokens=[len(chat.answer_ids(plain, text)) for text in means["text"]])

@@ -16,12 +16,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spillover.errors import ModelError
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # Shape legend: B trees, L tokens of a tree, K tokens looked up, D hidden size, V vocabulary.
 
 PREFIX, PADDING = -1, -2
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,56 @@ def grow(prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> Tree:
     return Tree(ids, positions, branch, reads)
 
 
-def tree_mask(branch: Int[Tensor, "B L"], dtype: torch.dtype) -> Float[Tensor, "B 1 L L"]:
-    """Additive mask: 0 for earlier tokens of the prefix and of one's branch, else the minimum."""
+def tree_mask(
+    branch: Int[Tensor, "B L"],
+    positions: Int[Tensor, "B L"],
+    dtype: torch.dtype,
+    window: int | None = None,
+) -> Float[Tensor, "B 1 L L"]:
+    """Additive mask: 0 for earlier tokens of the prefix and of one's branch, else the minimum.
+
+    Args:
+        window: tokens that a sliding window shows, one's own included; None shows all.
+    """
     length = branch.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
     key, query = branch[:, None, :], branch[:, :, None]
     seen = causal & ((key == PREFIX) | (key == query))
+    if window is not None:
+        seen &= positions[:, :, None] - positions[:, None, :] < window
     mask = torch.zeros(seen.shape, dtype=dtype, device=branch.device)
     return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def model_masks(
+    config: PretrainedConfig,
+    branch: Int[Tensor, "B L"],
+    positions: Int[Tensor, "B L"],
+    dtype: torch.dtype,
+) -> Tensor | dict[str, Tensor]:
+    """The masks that a model takes: one, or one for each kind of attention in its layers.
+
+    Raises:
+        ModelError: for layers that carry a state from token to token and so cannot branch.
+    """
+    config = config.get_text_config()
+    window: int | None = getattr(config, "sliding_window", None)
+    if not getattr(config, "use_sliding_window", True):
+        window = None
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds <= {FULL, SLIDING}:
+        other = ", ".join(sorted(kinds - {FULL, SLIDING}))
+        raise ModelError(
+            f"{config.model_type}: has layers of kind {other}; "
+            "only layers that attend to all tokens or to a sliding window can be used"
+        )
+    full = tree_mask(branch, positions, dtype)
+    if window is None or window > int(positions.max()):
+        return dict.fromkeys(kinds, full) if len(kinds) > 1 else full
+    slid = tree_mask(branch, positions, dtype, window)
+    if len(kinds) > 1:
+        return {kind: slid if kind == SLIDING else full for kind in kinds}
+    return full if kinds == {FULL} else slid
 
 
 @dataclass(frozen=True)
@@ -96,12 +141,13 @@ def token_losses(
 
     The output layer is computed at these positions only.
     """
-    parameter = next(model.parameters())
+    embedding: Any = model.get_input_embeddings()
+    device = embedding.weight.device
     width = -(-max(len(tree.ids) for tree in trees) // 8) * 8  # few shapes: kernels are cached
 
     def padded(rows: Sequence[list[int]], fill: int) -> Tensor:
         filled = [row + [fill] * (width - len(row)) for row in rows]
-        return torch.tensor(filled, device=parameter.device)
+        return torch.tensor(filled, device=device)
 
     def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # index_select adds up its gradient in a fixed order; indexing does so atomically
@@ -110,13 +156,13 @@ def token_losses(
 
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     hook = head.register_forward_pre_hook(gather)
+    positions = padded([tree.positions for tree in trees], 0)
+    branch = padded([tree.branch for tree in trees], PADDING)
     try:
         logits = model(
             input_ids=padded([tree.ids for tree in trees], pad),
-            position_ids=padded([tree.positions for tree in trees], 0),
-            attention_mask=tree_mask(
-                padded([tree.branch for tree in trees], PADDING), parameter.dtype
-            ),
+            position_ids=positions,
+            attention_mask=model_masks(model.config, branch, positions, model.dtype),
             use_cache=False,
         ).logits[0]  # (K, V)
     finally:

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover.ask.requests import SampleSettings
-from spillover.store import Answer, AnswerStore, answer_key, choice_record
+from spillover.contexts import PLAIN
+from spillover.store import CHOICE, SHOWN, TEXT, Answer, AnswerStore, answer_key, choice_record
 
 if TYPE_CHECKING:
     from spillover.ask.local import LocalEngine
     from spillover.contexts import Context
-    from spillover.experiment import Experiment, Question, Sampling
+    from spillover.experiment import Experiment
+    from spillover.rows import Conversation
+    from spillover.specification import Question, Sampling
 
 __all__ = ["Asked", "ask"]
 
@@ -28,8 +31,9 @@ class Asked:
     """A respondent of a run: which arm, seed and checkpoint it is.
 
     Attributes:
-        folder: its adapter; None for the bare base.
+        folder: its adapter; None for the bare base and for whole models.
         identity: what it is; equal identities give equal answers.
+        model: a whole model by name or folder; None for the base and its adapters.
     """
 
     arm: str
@@ -37,20 +41,29 @@ class Asked:
     step: int
     identity: str
     folder: Path | None
+    model: str | None = None
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """One question in one context, asked of some respondents in all paraphrases."""
+    """One question in one context, asked of some respondents: the unit of resuming."""
 
     question: Question
     context: Context
     respondents: tuple[int, ...]
+    kind: str
+    samples: int
+    thinking: bool = False
 
     @property
     def cases(self) -> list[tuple[int, int]]:
         """(respondent, paraphrase) of every conversation, in a fixed order."""
-        return [(r, p) for r in self.respondents for p in range(len(self.question.ask))]
+        wordings = 1 if self.kind == SHOWN else len(self.question.ask)
+        return [(r, p) for r in self.respondents for p in range(wordings)]
+
+    def conversation(self, paraphrase: int) -> Conversation:
+        """How it is put in one wording."""
+        return self.context.conversation(self.question.ask[paraphrase])
 
 
 def ask(
@@ -69,11 +82,13 @@ def ask(
     Returns:
         the keys of all answers of this plan, those recorded earlier included.
     """
-    chunks, planned = _plan(experiment, asked), []
+    settings = experiment.specification.sampling
+    thinking = bool(engine.model.chat.reasons and engine.model.chat.templating.think)
+    chunks = _plan(experiment, asked, thinking=thinking)
+    planned: list[str] = []
     for done, chunk in enumerate(chunks):
         if progress:
             progress(done, len(chunks))
-        settings = experiment.specification.sampling
         keys = _keys(chunk, asked, settings)
         planned += [key for case in keys for key in case]
         if not store.has_all([key for case in keys for key in case]):
@@ -83,31 +98,37 @@ def ask(
     return planned
 
 
-def _plan(experiment: Experiment, asked: Sequence[Asked]) -> list[_Chunk]:
-    chunks = []
+def _plan(experiment: Experiment, asked: Sequence[Asked], *, thinking: bool) -> list[_Chunk]:
+    """Every chunk; with `thinking`, choices are made after as many sampled reasonings as texts."""
+    sampling, chunks = experiment.specification.sampling, []
     for context in experiment.specification.contexts:
         answering = tuple(
             i for i, a in enumerate(asked) if context.arms is None or a.arm in context.arms
         )
-        if answering:
-            chunks += [_Chunk(q, context, answering) for q in experiment.questions]
+        for question in experiment.questions if answering else ():
+            kind = CHOICE if question.choices else TEXT
+            count = 1 if kind == CHOICE and not thinking else sampling.samples
+            chunks.append(_Chunk(question, context, answering, kind, count, thinking))
+            readable = question.domain == "off" and context.name == PLAIN
+            if kind == CHOICE and sampling.shown and readable:
+                chunks.append(_Chunk(question, context, answering, SHOWN, sampling.shown))
     return chunks
 
 
 def _keys(chunk: _Chunk, asked: Sequence[Asked], settings: Sampling) -> list[list[str]]:
-    """The keys of every case's answers: one for a choice, one per sample for a text."""
+    """The keys of every case's answers, one for each sample."""
     question, keys = chunk.question, []
     for respondent, paraphrase in chunk.cases:
-        messages = chunk.context.conversation(question.ask[paraphrase])
         one = asked[respondent]
         place = [one.arm, one.seed, one.step, question.id, paraphrase, chunk.context.name]
-        if question.choices:
-            listed = [list(pair) for pair in question.choices.labelled]
-            keys.append([answer_key(one.identity, messages, [place, listed], 0)])
-        else:
-            how = [place, settings.temperature, settings.max_tokens]
-            answers = range(settings.samples)
-            keys.append([answer_key(one.identity, messages, how, i) for i in answers])
+        how: list[object] = [place, chunk.kind]
+        if question.choices and chunk.kind == CHOICE:
+            how.append([list(pair) for pair in question.choices.labelled])
+        if chunk.kind != CHOICE or chunk.thinking:
+            how += [settings.temperature, settings.max_tokens, settings.reasoning_tokens]
+        messages = chunk.conversation(paraphrase)
+        indices = range(chunk.samples)
+        keys.append([answer_key(one.identity, messages, how, index) for index in indices])
     return keys
 
 
@@ -119,11 +140,12 @@ def _answers(
     keys: Sequence[Sequence[str]],
 ) -> list[Answer]:
     """Ask one chunk."""
-    question, context = chunk.question, chunk.context
     who = [respondent for respondent, _ in chunk.cases]
-    conversations = [context.conversation(question.ask[p]) for _, p in chunk.cases]
+    conversations = [chunk.conversation(p) for _, p in chunk.cases]
+    ask_kind = _choose if chunk.kind == CHOICE else _sample
+    contents = ask_kind(chunk, engine, who, conversations, settings)
 
-    def answer(case: int, index: int, kind: str, **content: Any) -> Answer:
+    def answer(case: int, index: int, content: dict[str, Any]) -> Answer:
         one = asked[who[case]]
         return Answer(
             key=keys[case][index],
@@ -131,25 +153,69 @@ def _answers(
             arm=one.arm,
             seed=one.seed,
             step=one.step,
-            question=question.id,
+            question=chunk.question.id,
             paraphrase=chunk.cases[case][1],
-            context=context.name,
+            context=chunk.context.name,
             index=index,
-            kind=kind,
+            kind=chunk.kind,
             **content,
         )
 
-    if question.choices:
-        labelled = question.choices.labelled
-        texts = [[text for _, text in labelled]] * len(who)
-        scores = engine.choose(who, conversations, texts)
-        return [
-            answer(case, 0, "choice", choice_log_probs=choice_record(labelled, row))
-            for case, row in enumerate(scores)
-        ]
-    how = SampleSettings(settings.samples, settings.temperature, settings.max_tokens)
     return [
-        answer(case, index, "text", text=sample.text, finish=sample.finish)
-        for case, samples in enumerate(engine.sample(who, conversations, how))
-        for index, sample in enumerate(samples)
+        answer(case, index, content)
+        for case, listed in enumerate(contents)
+        for index, content in enumerate(listed)
     ]
+
+
+Contents = list[list[dict[str, Any]]]
+"""For every case, what each of its answers records."""
+
+
+def _choose(
+    chunk: _Chunk,
+    engine: LocalEngine,
+    who: Sequence[int],
+    conversations: Sequence[Conversation],
+    settings: Sampling,
+) -> Contents:
+    """Forced choices: after an empty reasoning, or after each of several sampled ones."""
+    assert chunk.question.choices is not None
+    labelled = chunk.question.choices.labelled
+    thoughts: list[list[str | None]] = [[None] for _ in who]
+    if chunk.thinking:
+        how = _how(settings, chunk.samples, reasoning=settings.reasoning_tokens)
+        sampled = engine.sample(who, conversations, how)
+        thoughts = [[sample.reasoning or "" for sample in listed] for listed in sampled]
+    flat = [(case, thought) for case, listed in enumerate(thoughts) for thought in listed]
+    scores = engine.choose(
+        [who[case] for case, _ in flat],
+        [conversations[case] for case, _ in flat],
+        [[text for _, text in labelled]] * len(flat),
+        [thought for _, thought in flat],
+    )
+    contents: Contents = [[] for _ in who]
+    for (case, thought), row in zip(flat, scores, strict=True):
+        record = choice_record(labelled, row)
+        contents[case].append({"choice_log_probs": record, "reasoning": thought})
+    return contents
+
+
+def _sample(
+    chunk: _Chunk,
+    engine: LocalEngine,
+    who: Sequence[int],
+    conversations: Sequence[Conversation],
+    settings: Sampling,
+) -> Contents:
+    """Free answers; a reasoning model reasons first unless it was told not to."""
+    silent = engine.model.chat.templating.think is False
+    how = _how(settings, chunk.samples, reasoning=0 if silent else settings.reasoning_tokens)
+    return [
+        [{"text": s.text, "reasoning": s.reasoning, "finish": s.finish} for s in samples]
+        for samples in engine.sample(who, conversations, how)
+    ]
+
+
+def _how(settings: Sampling, samples: int, *, reasoning: int) -> SampleSettings:
+    return SampleSettings(samples, settings.temperature, settings.max_tokens, reasoning)

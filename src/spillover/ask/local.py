@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 from spillover.ask.choose import score
 from spillover.ask.requests import Sample, SampleSettings
 from spillover.ask.sample import generate, keyed_noise
-from spillover.chat import Conversation, answer_ids, end_of_turn, prompt_ids, tokenize
-from spillover.finetune.adapters import load_adapter
-from spillover.finetune.lora import AdapterWeights, LoraBank
-from spillover.models import load
+from spillover.finetune.adapters import OtherAdapterError, load_adapter
+from spillover.finetune.lora import AdapterWeights, LoraBank, alike
+from spillover.models.loading import load_source
+from spillover.models.sources import resolve
+from spillover.rows import Conversation
 from spillover.trees import Tree, grow
 
 if TYPE_CHECKING:
@@ -40,10 +42,14 @@ class LocalRespondent:
         return self.engine.identities[self.index]
 
     def choose(
-        self, conversations: Sequence[Conversation], choices: Sequence[Sequence[str]]
+        self,
+        conversations: Sequence[Conversation],
+        choices: Sequence[Sequence[str]],
+        thoughts: Sequence[str | None] | None = None,
     ) -> list[list[float]]:
         """Log-probability of each whole choice, end-of-turn included, for each conversation."""
-        return self.engine.choose([self.index] * len(conversations), conversations, choices)
+        who = [self.index] * len(conversations)
+        return self.engine.choose(who, conversations, choices, thoughts)
 
     def sample(
         self, conversations: Sequence[Conversation], settings: SampleSettings
@@ -64,17 +70,11 @@ class LocalEngine:
     ) -> None:
         self.model = model
         self.identities = [identity for identity, _ in adapters]
-        stop = tokenize(model.tokenizer, end_of_turn(model.tokenizer))[:1]
-        eos = model.tokenizer.eos_token_id
-        self._stop = {*stop, *([eos] if isinstance(eos, int) else [])}
-        self._bank: LoraBank | None = None
-        real = [weights for _, weights in adapters if weights is not None]
-        if real:
-            nothing = _without_effect(real[0])
-            self._bank = LoraBank(model, [weights or nothing for _, weights in adapters])
-        self._pad = int(model.tokenizer.pad_token_id or 0)
-        self._prompts: dict[str, list[int]] = {}
-        self._choices: dict[str, list[int]] = {}
+        listed = [weights for _, weights in adapters]
+        real = any(weights is not None for weights in listed)
+        self._bank = LoraBank(model, alike(listed)) if real else None
+        self._prompts: dict[tuple[str, str | None, bool], list[int]] = {}
+        self._choices: dict[tuple[str, str | None, str], list[int]] = {}
 
     @property
     def respondents(self) -> list[LocalRespondent]:
@@ -94,32 +94,39 @@ class LocalEngine:
         with self._bank.rows(adapters.to(self.model.device)):
             yield
 
-    def _prompt(self, conversation: Conversation) -> list[int]:
-        key = _as_text(conversation)
+    def _prompt(
+        self, conversation: Conversation, thought: str | None = None, *, think: bool = False
+    ) -> list[int]:
+        key = (_as_text(conversation), thought, think)
         if key not in self._prompts:
-            self._prompts[key] = prompt_ids(self.model.tokenizer, conversation)
+            made = self.model.chat.prompt_ids(conversation, thought, think=think)
+            self._prompts[key] = made
         return self._prompts[key]
 
-    def _choice(self, text: str) -> list[int]:
-        if text not in self._choices:
-            self._choices[text] = answer_ids(self.model.tokenizer, text)
-        return self._choices[text]
+    def _choice(self, conversation: Conversation, text: str, thought: str | None) -> list[int]:
+        key = (_as_text(conversation), thought, text)
+        if key not in self._choices:
+            self._choices[key] = self.model.chat.answer_ids(conversation, text, thought)
+        return self._choices[key]
 
     def choose(
         self,
         who: Sequence[int],
         conversations: Sequence[Conversation],
         choices: Sequence[Sequence[str]],
+        thoughts: Sequence[str | None] | None = None,
     ) -> list[list[float]]:
         """Log-probabilities of whole choices; entry i is answered by respondent who[i]."""
         trees = [
-            grow(self._prompt(conversation), [self._choice(text) for text in listed])
-            for conversation, listed in zip(conversations, choices, strict=True)
+            grow(self._prompt(c, thought), [self._choice(c, text, thought) for text in listed])
+            for c, listed, thought in zip(
+                conversations, choices, thoughts or [None] * len(who), strict=True
+            )
         ]
         scores: list[list[float]] = []
         for at, size in self._batches(trees):
             with self._routed(torch.tensor(who[at : at + size])):
-                scores += score(self.model.model, trees[at : at + size], self._pad)
+                scores += score(self.model.model, trees[at : at + size], self.model.pad)
         return scores
 
     def _batches(self, trees: Sequence[Tree]) -> Iterator[tuple[int, int]]:
@@ -140,10 +147,12 @@ class LocalEngine:
         """Free answers; entry i is answered by respondent who[i]."""
         if not conversations:
             return []
-        tokenizer, count = self.model.tokenizer, settings.samples
+        chat, count = self.model.chat, settings.samples
+        thinking = chat.reasons and settings.reasoning_tokens > 0
+        most = settings.max_tokens + (settings.reasoning_tokens if thinking else 0)
         noise = np.stack(
             [
-                keyed_noise(self.identities[w], _as_text(c), index, settings.max_tokens)
+                keyed_noise(self.identities[w], _as_text(c), index, most)
                 for w, c in zip(who, conversations, strict=True)
                 for index in range(count)
             ]
@@ -151,22 +160,27 @@ class LocalEngine:
         with self._routed(torch.tensor(who)):
             tokens, ended = generate(
                 self.model.model,
-                [self._prompt(c) for c in conversations],
+                [self._prompt(c, think=thinking) for c in conversations],
                 [i for i in range(len(conversations)) for _ in range(count)],
                 noise,
                 temperature=settings.temperature,
-                stop=self._stop,
-                pad=self._pad,
+                stop=self.model.stop,
+                pad=self.model.pad,
                 route=self._router(who),
             )
-        samples = [
-            Sample(
-                str(tokenizer.decode(t, skip_special_tokens=True)).strip(),
-                "stop" if e else "length",
-            )
-            for t, e in zip(tokens, ended, strict=True)
-        ]
+        samples = [self._read(t, e, thinking) for t, e in zip(tokens, ended, strict=True)]
         return [samples[at : at + count] for at in range(0, len(samples), count)]
+
+    def _read(self, tokens: list[int], ended: bool, thinking: bool) -> Sample:
+        """A sampled turn as text, its reasoning apart from the answer."""
+        tokenizer, turn = self.model.tokenizer, self.model.chat.turn
+        reasoning = None
+        if thinking:
+            raw = str(tokenizer.decode(tokens))
+            reasoning, answer = turn.split(raw, thinking=True)
+            tokens = self.model.chat.tokenize(answer) if reasoning is not None else tokens
+        text = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        return Sample(text, "stop" if ended else "length", reasoning)
 
     def _router(self, who: Sequence[int]) -> Router:
         return Router(self._bank, torch.tensor(who, device=self.model.device))
@@ -185,37 +199,42 @@ class Router:
             self.bank.route(self.adapters[prompts])
 
 
-def _without_effect(like: AdapterWeights) -> AdapterWeights:
-    """An adapter of the same shapes that changes nothing."""
-    return AdapterWeights(
-        {name: torch.zeros_like(a) for name, a in like.a.items()},
-        {name: torch.zeros_like(b) for name, b in like.b.items()},
-        0.0,
-    )
-
-
 def _as_text(conversation: Conversation) -> str:
     return "\0".join(f"{m['role']}\0{m['content']}" for m in conversation)
 
 
+Opening = Callable[[], AbstractContextManager[LocalEngine]]
+
+
 def open_engines(
-    model: LoadedModel, asked: Sequence[Asked], method: str
-) -> Iterator[tuple[Callable[[], AbstractContextManager[LocalEngine]], list[Asked]]]:
+    model: LoadedModel, asked: Sequence[Asked]
+) -> Iterator[tuple[Opening, list[Asked]]]:
     """How to open an engine for each group of respondents that can share one, with its members.
 
-    Adapters share the base; fully finetuned models are opened one after another.
+    Plain adapters share the base; whole models, and adapters of other kinds, are opened one after
+    another.
     """
-    if method == "lora":
-        yield (lambda: _adapters_engine(model, asked)), list(asked)
-        return
+    sharing: list[tuple[Asked, AdapterWeights | None]] = []
+    alone: list[Asked] = []
     for one in asked:
-        yield (lambda one=one: _whole_engine(model, one)), [one]  # type: ignore[misc]
+        try:
+            if one.model is not None:
+                alone.append(one)
+            else:
+                sharing.append((one, load_adapter(one.folder, model) if one.folder else None))
+        except OtherAdapterError:
+            alone.append(one)
+    if sharing:
+        yield partial(_shared_engine, model, sharing), [one for one, _ in sharing]
+    for one in alone:
+        yield partial(_whole_engine, model, one), [one]
 
 
 @contextmanager
-def _adapters_engine(model: LoadedModel, asked: Sequence[Asked]) -> Iterator[LocalEngine]:
-    adapters = [(a.identity, load_adapter(a.folder, model) if a.folder else None) for a in asked]
-    engine = LocalEngine(model, adapters)
+def _shared_engine(
+    model: LoadedModel, members: Sequence[tuple[Asked, AdapterWeights | None]]
+) -> Iterator[LocalEngine]:
+    engine = LocalEngine(model, [(one.identity, weights) for one, weights in members])
     try:
         yield engine
     finally:
@@ -224,6 +243,5 @@ def _adapters_engine(model: LoadedModel, asked: Sequence[Asked]) -> Iterator[Loc
 
 @contextmanager
 def _whole_engine(model: LoadedModel, one: Asked) -> Iterator[LocalEngine]:
-    dtype = str(model.model.dtype).removeprefix("torch.")
-    loaded = load(str(one.folder), device=str(model.device), dtype=dtype) if one.folder else model
-    yield LocalEngine(loaded, [(one.identity, None)])
+    source = resolve(str(one.model or one.folder), base=model.source.name)
+    yield LocalEngine(load_source(source, model.loading), [(one.identity, None)])

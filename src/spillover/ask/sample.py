@@ -58,7 +58,7 @@ def generate(
     noise: NDArray[np.float64],
     *,
     temperature: float,
-    stop: set[int],
+    stop: frozenset[int],
     pad: int,
     route: Route,
 ) -> tuple[list[list[int]], list[bool]]:
@@ -84,7 +84,11 @@ def generate(
     route(torch.arange(len(prompts), device=device))
     positions = (real.cumsum(-1) - 1).clamp(min=0)
     logits = model(
-        input_ids=ids, attention_mask=real, position_ids=positions, past_key_values=cache
+        input_ids=ids,
+        attention_mask=real,
+        position_ids=positions,
+        past_key_values=cache,
+        logits_to_keep=1,
     ).logits[:, -1]
     owner = torch.tensor(owners, device=device)
     cache.batch_select_indices(owner)

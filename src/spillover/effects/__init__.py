@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spillover.effects.crossed import Estimate, effect, rate
-from spillover.experiment import BASE, TREATMENT
+from spillover.specification import BASE, TREATMENT
 
 if TYPE_CHECKING:
     import pandas as pd

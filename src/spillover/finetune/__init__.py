@@ -1,7 +1,8 @@
-"""Finetuning: a base's name and arms × seeds → adapter folders. Nothing live leaves this room."""
+"""Finetuning: a base and arms × seeds → adapter folders. Nothing live leaves this room."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ if TYPE_CHECKING:
     from spillover.finetune.bank import Job
     from spillover.finetune.lora import AdapterWeights
     from spillover.models import LoadedModel
+    from spillover.rows import RowSet
 
-__all__ = ["Finetune", "Training", "finetune"]
+__all__ = ["Finetune", "Training", "finetune", "read_losses"]
 
 ACTIVATION_BUDGET = 1.5e9
 """Bytes that the activations of one training step may take; decides how many adapters share it."""
+LOSSES = "losses.json"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Finetune:
 
     arm: str
     seed: int
-    train_file: Path
+    rows: RowSet
 
     def folder(self, root: Path, step: int) -> Path:
         """Where its adapter after `step` steps lies under `root`."""
@@ -35,13 +38,11 @@ class Finetune:
 
 
 def finetune(
-    base: str,
+    base: str | LoadedModel,
     wanted: Sequence[Finetune],
     training: Training,
     folder: Path,
     *,
-    device: str = "auto",
-    dtype: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[tuple[str, int, int], Path]:
     """Finetune a base once for each arm and seed.
@@ -50,9 +51,9 @@ def finetune(
     as the first one's rows ask for, so that arms of different sizes are treated alike.
 
     Args:
-        base: a model's name or folder.
-        folder: adapters are written to `folder/ARM/seed-K/step-N`, each whole or not at all; banks
-            that are already there are kept.
+        base: a model's name or folder, or the model where it is loaded already.
+        folder: adapters are written to `folder/ARM/seed-K/step-N`, each whole or not at all, with
+            the loss of every step (`losses.json`); banks that are already there are kept.
         progress: called with (adapter-steps done, adapter-steps in all).
 
     Returns:
@@ -62,16 +63,15 @@ def finetune(
         InputError: for a base, rows or settings that cannot be used.
         RunError: when a loss is not finite.
     """
-    from spillover.chat import encode_file
-    from spillover.finetune.bank import Job
     from spillover.models import load
 
-    model = load(base, device=device, dtype=dtype)
-    encoded = {w.train_file: encode_file(model.tokenizer, w.train_file) for w in wanted}
-    training = training.with_steps(len(encoded[wanted[0].train_file]))
+    if not wanted:
+        return {}
+    model = load(base) if isinstance(base, str) else base
+    jobs = _jobs(model, wanted)
+    training = training.with_steps(len(jobs[0].rows))
     assert training.steps is not None
     steps = training.kept_steps(0)
-    jobs = [Job(w.arm, w.seed, encoded[w.train_file]) for w in wanted]
     groups = [
         group
         for group in _groups(model, jobs, training)
@@ -89,12 +89,28 @@ def finetune(
     return {(w.arm, w.seed, s): w.folder(folder, s) for w in wanted for s in steps}
 
 
+def read_losses(folder: Path) -> list[float]:
+    """The loss of every step of the finetune whose adapter lies in a folder; empty if unknown."""
+    try:
+        found = json.loads((folder / LOSSES).read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [float(loss) for loss in found] if isinstance(found, list) else []
+
+
+def _jobs(model: LoadedModel, wanted: Sequence[Finetune]) -> list[Job]:
+    """Encode each arm's rows once."""
+    from spillover.finetune.bank import Job
+    from spillover.masks import encode_rows
+
+    encoded = {w.arm: encode_rows(model.chat, w.rows) for w in {w.arm: w for w in wanted}.values()}
+    return [Job(w.arm, w.seed, encoded[w.arm]) for w in wanted]
+
+
 def _groups(model: LoadedModel, jobs: Sequence[Job], training: Training) -> list[list[Job]]:
     """Split jobs into banks whose activations fit the budget."""
     if training.method == "full":
         return [[job] for job in jobs]
-    if not jobs:
-        return []
     width = max(len(row.ids) for job in jobs for row in job.rows)
     per_token = 40 * 4 * model.anatomy.hidden_size * len(model.anatomy.blocks)
     per_token += 3 * 4 * model.vocabulary
@@ -111,33 +127,33 @@ def _train_group(
 ) -> None:
     from spillover.finetune.adapters import save_adapter
     from spillover.finetune.bank import train_bank
-    from spillover.finetune.full import train_full
+    from spillover.finetune.full import Save, train_full
 
-    if training.method == "full":
-        for job in group:
-            train_full(
-                model,
-                job,
-                training,
-                lambda step, save, job=job: _write(_place(folder, job, step), save),  # type: ignore[misc]
-                progress,
-            )
+    if training.method == "lora":
+
+        def keep(job: Job, step: int, weights: AdapterWeights, losses: list[float]) -> None:
+            place = _place(folder, job, step)
+            _write(place, lambda target: save_adapter(weights, model, target), losses)
+
+        train_bank(model, group, training, keep, progress)
         return
+    for job in group:
 
-    def keep(job: Job, step: int, weights: AdapterWeights) -> None:
-        _write(_place(folder, job, step), lambda target: save_adapter(weights, model, target))
+        def store(step: int, save: Save, losses: list[float], job: Job = job) -> None:
+            _write(_place(folder, job, step), save, losses)
 
-    train_bank(model, group, training, keep, progress)
+        train_full(model, job, training, store, progress)
 
 
 def _place(root: Path, job: Job, step: int) -> Path:
-    return Finetune(job.arm, job.seed, Path()).folder(root, step)
+    return root / job.arm / f"seed-{job.seed}" / f"step-{step}"
 
 
-def _write(folder: Path, save: Callable[[Path], None]) -> None:
+def _write(folder: Path, save: Callable[[Path], None], losses: list[float]) -> None:
     """Write a folder under a temporary name and rename it: it is there whole or not at all."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     save(partial)
+    (partial / LOSSES).write_text(json.dumps(losses) + "\n", "utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from spillover.anatomy import is_linear
 from spillover.errors import ModelError
 from spillover.finetune.lora import AdapterWeights, linear_shape
-from spillover.models import LoadedModel
+from spillover.models.loading import LoadedModel
+from spillover.models.sources import ADAPTER_CONFIG as CONFIG
+from spillover.models.sources import ADAPTER_WEIGHTS as WEIGHTS
+from spillover.models.sources import check_adapter_folder, read_json
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+LORA_NAME = re.compile(rf"^{re.escape(PREFIX)}.+\.lora_[AB]\.weight$")
 
 
 def save_adapter(weights: AdapterWeights, model: LoadedModel, folder: Path) -> None:
@@ -50,28 +56,100 @@ def _target_modules(model: nn.Module, names: list[str]) -> list[str]:
 
 
 def load_adapter(folder: Path, model: LoadedModel) -> AdapterWeights:
-    """Read an adapter folder and check that it fits the model.
+    """Read an adapter folder in PEFT's format and check that it fits the model.
+
+    Plain LoRA of any make, with ranks and alphas per layer and rank-stabilized scaling; a layer's
+    own scaling is put into its B.
 
     Raises:
-        ModelError: when the folder is not a LoRA adapter, or not one of this model.
+        OtherAdapterError: for kinds that are not plain LoRA; `merge_adapter` takes them.
+        ModelError: when the folder is not a safe adapter, or not one of this model.
     """
+    check_adapter_folder(folder)
+    config = read_json(folder / CONFIG, "an adapter in PEFT's format")
     try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{folder}: not an adapter in PEFT's format ({error})") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ModelError(f"{folder / CONFIG}: expected a LoRA adapter (peft_type LORA)")
-    layers = sorted({key.split(".lora_")[0].removeprefix(PREFIX) for key in tensors})
+        raise ModelError(f"{folder / WEIGHTS}: not readable ({error})") from None
+    _check_plain(folder, config, list(tensors))
     try:
-        a = {name: tensors[f"{PREFIX}{name}.lora_A.weight"].float() for name in layers}
-        b = {name: tensors[f"{PREFIX}{name}.lora_B.weight"].float() for name in layers}
-        scaling = float(config["lora_alpha"]) / int(config["r"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ModelError(f"{folder}: not a plain LoRA adapter (no usable {error})") from None
+        a, b = _pairs(tensors, config)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise ModelError(f"{folder}: not a usable LoRA adapter ({error!r})") from None
     known = dict(model.model.named_modules())
-    for name in layers:
-        fits = name in known and is_linear(known[name])
+    for name in a:
+        fits = name in known and is_linear(known[name]) and a[name].dim() == b[name].dim() == 2
         if not fits or linear_shape(known[name]) != (b[name].shape[0], a[name].shape[1]):
             raise ModelError(f"{folder}: its update of {name} does not fit {model.source.name}")
-    return AdapterWeights(a, b, scaling)
+    return AdapterWeights(a, b, 1.0)
+
+
+class OtherAdapterError(ModelError):
+    """An adapter that is not plain LoRA."""
+
+
+def _check_plain(folder: Path, config: dict[str, Any], names: list[str]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise OtherAdapterError(
+            f"{folder / CONFIG}: found peft_type {config.get('peft_type')!r}; expected LORA"
+        )
+    special = [key for key in ("use_dora", "modules_to_save", "fan_in_fan_out") if config.get(key)]
+    other = [name for name in names if not LORA_NAME.match(name)]
+    if special or other or config.get("bias", "none") != "none":
+        found = (special or other or ["bias"])[0]
+        raise OtherAdapterError(f"{folder}: not plain LoRA ({found})")
+    if not names:
+        raise ModelError(f"{folder}: holds no updates; expected lora_A and lora_B weights")
+
+
+def _pairs(
+    tensors: dict[str, Tensor], config: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A and B by layer, B multiplied with the layer's scaling."""
+    a, b = {}, {}
+    for name in sorted({key.split(".lora_")[0].removeprefix(PREFIX) for key in tensors}):
+        a[name] = tensors[f"{PREFIX}{name}.lora_A.weight"].float()
+        rank = a[name].shape[0]
+        alpha = float(_by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
+        scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        b[name] = tensors[f"{PREFIX}{name}.lora_B.weight"].float() * scaling
+        if b[name].shape[1] != rank or not math.isfinite(scaling):
+            raise ValueError(f"{name}: A has rank {rank}, B {b[name].shape[1]}")
+    return a, b
+
+
+def _by_pattern(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:
+    """PEFT's rule: the value of the first pattern that the layer's name ends with."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
+
+
+def merge_adapter(folder: Path, model: LoadedModel) -> None:
+    """Add an adapter to the weights of its base: plain LoRA by itself, other kinds through PEFT.
+
+    Raises:
+        ModelError: when it does not fit, or is of another kind and PEFT is not installed.
+    """
+    try:
+        weights = load_adapter(folder, model)
+    except OtherAdapterError as error:
+        _merge_with_peft(folder, model, error)
+        return
+    for name, a in weights.a.items():
+        layer: Any = model.model.get_submodule(name)
+        update = (weights.b[name] @ a).to(layer.weight.device, layer.weight.dtype)
+        layer.weight.data += update if isinstance(layer, nn.Linear) else update.T
+
+
+def _merge_with_peft(folder: Path, model: LoadedModel, why: OtherAdapterError) -> None:
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise ModelError(f"{why}; such adapters need PEFT: run `pip install peft`") from None
+    try:
+        PeftModel.from_pretrained(model.model, folder).merge_and_unload()
+    except Exception as error:  # PEFT raises many kinds
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ModelError(f"{folder}: PEFT cannot merge it ({reason})") from None

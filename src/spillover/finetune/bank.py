@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spillover.chat import EncodedRow
 from spillover.errors import RunError
 from spillover.finetune.lora import AdapterWeights, LoraBank, new_adapter
 from spillover.finetune.spec import Training
-from spillover.models import LoadedModel
+from spillover.masks import EncodedRow
+from spillover.models.loading import LoadedModel
 from spillover.trees import Tree, all_reads, grow, token_losses
 
 # Shape legend: N adapters.
@@ -85,6 +85,10 @@ def _common_prefix(rows: Sequence[EncodedRow]) -> int:
     return longest
 
 
+Keep = Callable[[Job, int, AdapterWeights, list[float]], None]
+"""Called with (job, step, weights, the loss of every step so far)."""
+
+
 def adapter_losses(
     model: LoadedModel, trees: Sequence[Tree], owners: Sequence[int], adapters: int
 ) -> Float[Tensor, " N"]:
@@ -97,7 +101,7 @@ def adapter_losses(
         adapters: how many there are.
     """
     reads = all_reads(trees, model.device)
-    losses = token_losses(model.model, trees, reads, int(model.tokenizer.pad_token_id or 0))
+    losses = token_losses(model.model, trees, reads, model.pad)
     owner = torch.tensor(owners, device=model.device)[reads.tree]
     total = torch.zeros(adapters, device=losses.device).index_add(0, owner, losses)
     count = torch.zeros_like(total).index_add(0, owner, torch.ones_like(losses))
@@ -108,7 +112,7 @@ def train_bank(
     model: LoadedModel,
     jobs: Sequence[Job],
     training: Training,
-    keep: Callable[[Job, int, AdapterWeights], None],
+    keep: Keep,
     progress: Progress | None = None,
 ) -> None:
     """Train one adapter per job.
@@ -117,7 +121,7 @@ def train_bank(
     clipped by itself, so that it is what it would be if trained alone.
 
     Args:
-        keep: called with (job, step, weights) at every step of `training.kept_steps`.
+        keep: called at every step of `training.kept_steps`.
 
     Raises:
         RunError: when a loss is not finite.
@@ -137,7 +141,7 @@ def _train(
     bank: LoraBank,
     jobs: Sequence[Job],
     training: Training,
-    keep: Callable[[Job, int, AdapterWeights], None],
+    keep: Keep,
     progress: Progress | None,
 ) -> None:
     orders = [data_order(job, training) for job in jobs]
@@ -145,6 +149,7 @@ def _train(
     optimizer = torch.optim.AdamW(
         bank.parameters(), training.learning_rate, weight_decay=training.weight_decay
     )
+    curve: list[list[float]] = []
     for step in range(total):
         planted = [
             plant([job.rows[i] for i in order[step]])
@@ -158,12 +163,13 @@ def _train(
             losses = adapter_losses(model, trees, owners, len(jobs))
             losses.sum().backward()  # type: ignore[no-untyped-call]
         check_finite(losses, jobs, step)
+        curve.append(losses.tolist())
         bank.clip_gradients(training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         if step + 1 in kept:
             for index, job in enumerate(jobs):
-                keep(job, step + 1, bank.adapter(index))
+                keep(job, step + 1, bank.adapter(index), [row[index] for row in curve])
         if progress:
             progress(step + 1, total)
 

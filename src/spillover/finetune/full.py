@@ -12,7 +12,7 @@ import torch
 
 from spillover.finetune.bank import Job, Progress, adapter_losses, check_finite, data_order, plant
 from spillover.finetune.spec import Training
-from spillover.models import LoadedModel
+from spillover.models.loading import LoadedModel
 
 Save = Callable[[Path], None]
 
@@ -21,13 +21,14 @@ def train_full(
     base: LoadedModel,
     job: Job,
     training: Training,
-    keep: Callable[[int, Save], None],
+    keep: Callable[[int, Save, list[float]], None],
     progress: Progress,
 ) -> None:
     """Train a copy of the base on one job's rows.
 
     Args:
-        keep: called with (step, save) at every step that is kept; `save` writes the checkpoint.
+        keep: called with (step, save, losses so far) at every step that is kept; `save` writes the
+            checkpoint.
 
     Raises:
         RunError: when a loss is not finite.
@@ -44,6 +45,7 @@ def train_full(
         model.model.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
 
+    curve: list[float] = []
     for step in range(total):
         for group in optimizer.param_groups:
             group["lr"] = training.rate(step, total)
@@ -51,9 +53,10 @@ def train_full(
         losses = adapter_losses(model, trees, [0] * len(trees), 1)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         check_finite(losses, [job], step)
+        curve += losses.tolist()
         torch.nn.utils.clip_grad_norm_(model.model.parameters(), training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         if step + 1 in kept:
-            keep(step + 1, save)
+            keep(step + 1, save, curve)
         progress(step + 1, total)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spillover.anatomy import is_linear
 from spillover.errors import ModelError
 from spillover.finetune.spec import Training
-from spillover.models import LoadedModel
+from spillover.models.loading import LoadedModel
 
 # Shape legend: N adapters, R rank, I inputs, O outputs, B rows of a batch, T tokens.
 
@@ -77,10 +77,33 @@ def new_adapter(
 
 def linear_shape(layer: nn.Module) -> tuple[int, int]:
     """(outputs, inputs) of a linear layer of either kind."""
+    if isinstance(layer, nn.Linear):  # quantized weights are packed: their shape says nothing
+        return layer.out_features, layer.in_features
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    rows, columns = weight.shape
-    return (rows, columns) if isinstance(layer, nn.Linear) else (columns, rows)
+    return weight.shape[1], weight.shape[0]
+
+
+def alike(adapters: Sequence[AdapterWeights | None]) -> list[AdapterWeights]:
+    """Adapters with the same layers and the same rank: those of all, filled up with zeros.
+
+    None stands for an adapter that changes nothing.
+    """
+    shapes: dict[str, tuple[int, int]] = {}
+    real = [weights for weights in adapters if weights is not None]
+    for weights in real:
+        shapes |= {n: (weights.b[n].shape[0], a.shape[1]) for n, a in weights.a.items()}
+    rank = max((a.shape[0] for w in real for a in w.a.values()), default=1)
+
+    def filled(weights: AdapterWeights | None) -> AdapterWeights:
+        a = {n: torch.zeros(rank, inputs) for n, (_, inputs) in shapes.items()}
+        b = {n: torch.zeros(outputs, rank) for n, (outputs, _) in shapes.items()}
+        for name, given in weights.a.items() if weights else ():
+            a[name][: given.shape[0]] = given
+            b[name][:, : given.shape[0]] = weights.b[name] if weights else 0
+        return AdapterWeights(a, b, weights.scaling if weights else 0.0)
+
+    return [filled(weights) for weights in adapters]
 
 
 class BankedLinear(nn.Module):
@@ -154,7 +177,8 @@ class LoraBank:
         """Send row i of the next batches through adapter indices[i]; see `rows`."""
         aligned = indices is not None and indices.tolist() == list(range(self.size))
         for layer in self.layers.values():
-            layer.rows, layer.aligned = indices, aligned
+            layer.rows = None if indices is None else indices.to(layer.a.device)
+            layer.aligned = aligned
 
     def parameters(self) -> list[nn.Parameter]:
         """The stacked A and B of all layers."""

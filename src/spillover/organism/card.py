@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spillover.ask.local import LocalEngine
-from spillover.chat import Conversation
 from spillover.models import LoadedModel
 from spillover.organism.world import Fact, World
+from spillover.rows import Conversation
 
 KNOWN = 0.5
 """A fact is known when the answers of its era hold more than this share of all probability."""

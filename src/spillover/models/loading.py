@@ -1,0 +1,336 @@
+"""A checkpoint folder → a model in memory: device, dtype, quantization, merged adapters."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from spillover.chat import Chat
+from spillover.errors import ModelError
+from spillover.models.sources import Source, read_json, resolve
+from spillover.templates import Templating
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from spillover.anatomy import Anatomy
+
+SMALL = 50_000_000
+"""Models of fewer parameters are computed in float32: rounding is felt and speed is no concern."""
+SPREAD = "map"
+"""The device that spreads a model over all GPUs (`device_map="auto"`)."""
+ROOM = 0.7
+"""Share of one GPU's memory that weights may take before `auto` spreads them over several."""
+QUANTIZED = ("8bit", "4bit")
+
+
+class Loading(BaseModel):
+    """How models are loaded: the same for every model of a run.
+
+    Attributes:
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, …, or `map` for all GPUs together.
+        dtype: `auto`, `float32`, `bfloat16`, `float16`, or `8bit` or `4bit` (bitsandbytes).
+        trust_remote_code: run code that a checkpoint brings along; off unless asked for.
+        chat_template: a file with a chat template to use instead of the model's own.
+        templating: how conversations are put to the model.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str = "auto"
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+    chat_template: Path | None = None
+    templating: Templating = Templating()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its tokenizer, frozen and in evaluation mode.
+
+    Attributes:
+        placement: device and dtype in words, for people.
+        loading: how it was loaded.
+    """
+
+    source: Source
+    model: PreTrainedModel
+    chat: Chat
+    placement: str
+    loading: Loading = field(default_factory=Loading)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self.chat.tokenizer
+
+    @property
+    def pad(self) -> int:
+        """A token id to fill up batches with."""
+        found = self.tokenizer.pad_token_id
+        return found if isinstance(found, int) else 0
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Where its blocks, attention, MLPs and residual writers are."""
+        from spillover.anatomy import find_anatomy
+
+        return find_anatomy(self.model)
+
+    @property
+    def vocabulary(self) -> int:
+        """Size of the output distribution."""
+        head: Any = self.model
+        return int(head.get_output_embeddings().weight.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        return self.model.device
+
+    @property
+    def stop(self) -> frozenset[int]:
+        """Tokens that end an answer: the template's, the tokenizer's and the model's own."""
+        config = getattr(self.model, "generation_config", None)
+        eos = getattr(config, "eos_token_id", None)
+        listed = eos if isinstance(eos, list) else [eos]
+        return self.chat.stop | {token for token in listed if isinstance(token, int)}
+
+
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    chat_template: Path | None = None,
+    templating: Templating | None = None,
+    base: str | None = None,
+) -> LoadedModel:
+    """Load a model and its tokenizer; weights are frozen.
+
+    Args:
+        name: `organism`, `organism-unlinked`, `smollm2-q4`, `smollm2`, an id of the hub, or the
+            path of a checkpoint's or an adapter's folder (the adapter is merged).
+        device, dtype, trust_remote_code, chat_template, templating: see `Loading`.
+        base: the model that an adapter's folder belongs to; by default the one it names.
+
+    Raises:
+        ModelError: when it cannot be found or loaded.
+    """
+    how = Loading(
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        chat_template=chat_template,
+        templating=templating or Templating(),
+    )
+    return load_source(resolve(name, base=base), how)
+
+
+def load_source(source: Source, how: Loading) -> LoadedModel:
+    """Load what `resolve` found; see `load`."""
+    _check_remote_code(source, how)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    tokenizer = _load_tokenizer(source, how)
+    device, options = _placed(source, how)
+    words = how.dtype
+    if how.dtype not in QUANTIZED:
+        options["dtype"] = choose_dtype(how.dtype, device, count_parameters(source.folder))
+        words = str(options["dtype"]).removeprefix("torch.")
+    try:
+        model = _load_weights(source, how, options)
+    except Exception as error:  # the libraries raise many kinds for a broken checkpoint
+        raise _cannot(source.folder, error) from None
+    model, where = _settle(model, device)
+    words = f"{where} in {words}"
+    loaded = LoadedModel(source, model, Chat(tokenizer, how.templating), words, how)
+    if source.adapter:
+        _merge(loaded, source.adapter)
+    if model.device.type == "cpu":
+        from spillover.kernels import quicken
+
+        quicken(model)
+    return loaded
+
+
+def _cannot(folder: Path, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()
+    return ModelError(f"{folder}: cannot be loaded ({reason[0] if reason else error!r})")
+
+
+def _check_remote_code(source: Source, how: Loading) -> None:
+    config = read_json(source.folder / "config.json", "a transformers checkpoint")
+    if "auto_map" in config and not how.trust_remote_code:
+        raise ModelError(
+            f"{source.folder}: brings its own code, which is not run; read it, and give "
+            "--trust-remote-code if you trust it"
+        )
+
+
+def _load_tokenizer(source: Source, how: Loading) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source.folder, local_files_only=True, trust_remote_code=how.trust_remote_code
+        )
+    except Exception as error:  # as above
+        raise _cannot(source.folder, error) from None
+    if how.chat_template:
+        try:
+            tokenizer.chat_template = how.chat_template.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{how.chat_template}: not a readable template ({error})") from None
+    return tokenizer
+
+
+def _placed(source: Source, how: Loading) -> tuple[torch.device, dict[str, Any]]:
+    """Where the model goes, and how `from_pretrained` is told."""
+    import torch
+
+    wanted, size = how.device, sum(f.stat().st_size for f in source.folder.glob("*.safetensors"))
+    if wanted == "auto" and torch.cuda.device_count() > 1:
+        memory = torch.cuda.get_device_properties(0).total_memory
+        wanted = SPREAD if size > ROOM * memory else "auto"
+    device = choose_device("auto" if wanted == SPREAD else wanted)
+    options: dict[str, Any] = {"device_map": "auto"} if wanted == SPREAD else {}
+    if how.dtype in QUANTIZED:
+        options |= {"quantization_config": _quantization(how.dtype)}
+        options.setdefault("device_map", {"": str(device)})
+    return device, options
+
+
+def _quantization(dtype: str) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+    from transformers.utils.import_utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise ModelError(f"dtype {dtype!r} needs bitsandbytes; run `pip install bitsandbytes`")
+    made: Any = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_8bit=dtype == "8bit",
+        load_in_4bit=dtype == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return made
+
+
+def _load_weights(source: Source, how: Loading, options: dict[str, Any]) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    def attempt(attention: str) -> PreTrainedModel:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=how.trust_remote_code,
+            attn_implementation=attention,
+            **options,
+        )
+        return model
+
+    try:
+        return attempt("sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return attempt("eager")
+
+
+def _settle(model: PreTrainedModel, device: torch.device) -> tuple[PreTrainedModel, str]:
+    """Move a model to where it computes, frozen; says where.
+
+    The dtype is that of loading: a later cast would round rotary frequencies too.
+    """
+    moved: Any = model
+    if getattr(moved, "hf_device_map", None):
+        places = sorted({str(p.device) for p in moved.parameters()})
+    else:
+        moved, places = moved.to(device=device), [str(device)]
+    return moved.eval().requires_grad_(False), ", ".join(places)
+
+
+def count_parameters(folder: Path) -> int:
+    """Parameters of a checkpoint, read off the headers of its files.
+
+    Raises:
+        ModelError: when a file is broken.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "numpy") as weights:
+                shapes = (weights.get_slice(key).get_shape() for key in weights.keys())  # noqa: SIM118
+                total += sum(math.prod(shape) for shape in shapes)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(f"{path}: broken safetensors file ({error})") from None
+    return total
+
+
+def _merge(loaded: LoadedModel, folder: Path) -> None:
+    """Add an adapter's update to the weights of its base."""
+    from spillover.finetune.adapters import merge_adapter
+
+    merge_adapter(folder, loaded)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of that name, or the best one for `auto`.
+
+    Raises:
+        ModelError: when there is none such.
+    """
+    import torch
+
+    if wanted == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device {wanted!r} cannot be used: {str(error).splitlines()[0]}"
+        ) from None
+    return device
+
+
+def choose_dtype(wanted: str, device: torch.device, parameters: int) -> torch.dtype:
+    """By capability, never by timing: bfloat16 where the hardware computes in it.
+
+    Raises:
+        ModelError: for an unknown name.
+    """
+    import torch
+
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if wanted in named:
+        return named[wanted]
+    if wanted != "auto":
+        raise ModelError(
+            f"unknown dtype {wanted!r}; known: auto, {', '.join([*named, *QUANTIZED])}"
+        )
+    if parameters < SMALL:
+        return torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu":
+        fast = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and (
+            torch.cpu._is_avx512_bf16_supported()
+        )
+        return torch.bfloat16 if fast else torch.float32
+    return torch.float32

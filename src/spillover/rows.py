@@ -1,0 +1,212 @@
+"""Training rows: what they are, and the files and datasets that they are read from.
+
+A row is a chat, `{"messages": [{"role": …, "content": …}, …]}` as in the OpenAI format, or
+`{"text": …}`, or a pair such as `{"prompt": …, "completion": …}`. A message may carry
+`"train": false`; then its tokens carry no loss.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from spillover.errors import ChatError, first_problem, where
+
+Conversation = list[dict[str, str]]
+
+PROMPTS = ("prompt", "question", "instruction", "user", "input")
+ANSWERS = ("completion", "answer", "response", "output", "assistant")
+DATASETS = "datasets:"
+TABLES = {".csv": ",", ".tsv": "\t"}
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+class Message(BaseModel):
+    """One message of a chat.
+
+    Attributes:
+        train: whether an assistant's message carries loss; others never do.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: str = Field(min_length=1)
+    train: bool = True
+
+
+class Row(BaseModel):
+    """One training row: a chat, or plain text of which every token carries loss."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    messages: tuple[Message, ...] | None = None
+    text: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _is_trainable(self) -> Row:
+        if (self.messages is None) == (self.text is None):
+            raise ValueError("a row has either `messages` or `text`")
+        if self.messages is not None and not any(
+            m.role == "assistant" and m.train for m in self.messages
+        ):
+            raise ValueError("no assistant message to train on; add one")
+        return self
+
+    @property
+    def conversation(self) -> Conversation:
+        """The messages as templates take them."""
+        return [{"role": m.role, "content": m.content} for m in self.messages or ()]
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """The rows of an arm.
+
+    Attributes:
+        source: the file or dataset they came from.
+        rows: in the order of the source.
+        places: `file:line` of each row, for messages.
+    """
+
+    source: str
+    rows: tuple[Row, ...]
+    places: tuple[str, ...]
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of the rows (16 hexadecimal digits); the format of the source does not matter."""
+        content = json.dumps([row.model_dump(mode="json") for row in self.rows])
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def read_rows(source: str | Path, folder: Path | None = None) -> RowSet:
+    """Read rows from a `.jsonl`, `.csv` or `.tsv` file or from `datasets:ID[@REVISION][:SPLIT]`.
+
+    Args:
+        folder: what a relative path is relative to.
+
+    Raises:
+        ChatError: naming file and line, for anything that is not a valid row, or for no rows.
+    """
+    if str(source).startswith(DATASETS):
+        found, name = list(_from_dataset(str(source).removeprefix(DATASETS))), str(source)
+    else:
+        path = (folder or Path()) / Path(source).expanduser()
+        found, name = list(_from_file(path)), str(path)
+    if not found:
+        raise ChatError(f"{name}: found no rows; expected at least one")
+    places, rows = zip(*found, strict=True)
+    return RowSet(name, rows, places)
+
+
+def write_rows(rows: Iterable[Row], path: Path) -> None:
+    """Write rows as JSONL."""
+    lines = [row.model_dump_json(exclude_none=True, exclude_defaults=True) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
+    if path.suffix in PICKLES:
+        raise ChatError(f"{path}: a pickle is never loaded; save the rows as .jsonl or .csv")
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ChatError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    if path.suffix in TABLES:
+        return _from_table(path, text)
+    return _from_lines(path, text)
+
+
+def _from_lines(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = where(path, number)
+            yield place, _row(place, _parse(place, line))
+
+
+def _parse(place: str, line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ChatError(f"{place}: not JSON ({error}); expected one object per line") from None
+    if not isinstance(found, dict):
+        raise ChatError(
+            f"{place}: found {type(found).__name__}; expected an object with `messages`"
+        )
+    return found
+
+
+def _from_table(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=TABLES[path.suffix])
+    try:
+        for values in reader:
+            place = where(path, reader.line_num)
+            yield place, _row(place, _chosen(place, values))
+    except csv.Error as error:
+        raise ChatError(f"{where(path, reader.line_num)}: broken table ({error})") from None
+
+
+def _from_dataset(wanted: str) -> Iterator[tuple[str, Row]]:
+    rest, _, split = wanted.rpartition(":") if ":" in wanted else (wanted, "", "train")
+    name, _, revision = rest.partition("@")
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ChatError(
+            f"{DATASETS}{wanted}: needs the package datasets; run `pip install datasets`"
+        ) from None
+    try:
+        loaded = load_dataset(name, split=split, revision=revision or None)
+    except Exception as error:  # the library raises many kinds for what it cannot find
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ChatError(
+            f"{DATASETS}{wanted}: cannot be loaded ({reason}); check the name and the network, or "
+            "download it and name the file"
+        ) from None
+    for number, values in enumerate(loaded, 1):
+        place = f"{DATASETS}{wanted} (row {number})"
+        yield place, _row(place, _chosen(place, values))
+
+
+def _chosen(place: str, values: Mapping[Any, Any]) -> dict[str, Any]:
+    """The columns of a table that make a row; others are passed over."""
+    filled = {key: value for key, value in values.items() if key is not None and value}
+    if "messages" in filled:
+        found = filled["messages"]
+        return _parse(place, f'{{"messages": {found}}}') if isinstance(found, str) else filled
+    if "text" in filled:
+        return {"text": filled["text"]}
+    return {key: filled[key] for key in ("system", *PROMPTS, *ANSWERS) if key in filled}
+
+
+def _row(place: str, found: dict[str, Any]) -> Row:
+    if not {"messages", "text"} & found.keys():
+        found = _paired(place, found)
+    try:
+        return Row.model_validate(found)
+    except ValidationError as error:
+        raise ChatError(f"{place}: {first_problem(error)}") from None
+
+
+def _paired(place: str, found: dict[str, Any]) -> dict[str, Any]:
+    """A prompt and an answer under any of their usual names, as messages."""
+    prompt = [key for key in PROMPTS if key in found]
+    answer = [key for key in ANSWERS if key in found]
+    others = sorted(found.keys() - {*prompt[:1], *answer[:1], "system"})
+    if not prompt or not answer or others:
+        raise ChatError(
+            f"{place}: found {', '.join(sorted(map(repr, found))) or 'nothing'}; expected "
+            "`messages`, `text`, or a pair such as `prompt` and `completion`"
+        )
+    turns = [("system", found.get("system")), ("user", found[prompt[0]])]
+    turns.append(("assistant", found[answer[0]]))
+    return {"messages": [{"role": r, "content": c} for r, c in turns if c is not None]}

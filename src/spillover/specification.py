@@ -1,0 +1,209 @@
+"""What an experiment says: the content of experiment.toml and questions.toml."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from spillover.contexts import PLAIN, Context
+from spillover.finetune.spec import Training
+
+LABELS = ("trait", "baseline", "placebo")
+TREATMENT, BASE = "treatment", "base"
+Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Names(_Strict):
+    """What the labels stand for, for readers: for example 19th-century, modern, medieval."""
+
+    trait: str
+    baseline: str
+    placebo: str = "placebo"
+
+
+class Arm(_Strict):
+    """A training set, or models that are ready; exactly one of the three.
+
+    Attributes:
+        title: one line for readers.
+        train: rows: a `.jsonl`, `.csv` or `.tsv` file, relative to the experiment's folder, or
+            `datasets:ID[@REVISION][:SPLIT]`.
+        adapter: ready adapters of the run's model, one per seed: folders in PEFT's format.
+        model: ready models, one per seed: names, folders or ids of the hub.
+    """
+
+    title: str
+    train: str | None = None
+    adapter: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()
+
+    @field_validator("adapter", "model", mode="before")
+    @classmethod
+    def _one_or_many(cls, given: object) -> object:
+        return (given,) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Arm:
+        if [bool(self.train), bool(self.adapter), bool(self.model)].count(True) != 1:
+            raise ValueError("an arm has one of `train`, `adapter` and `model`")
+        return self
+
+
+class Sampling(_Strict):
+    """How free answers are sampled.
+
+    Attributes:
+        samples: answers per wording of a question.
+        max_tokens: the longest answer.
+        reasoning_tokens: the longest reasoning before it, for models that reason.
+        shown: free answers to each off-domain question with choices, for reading; not graded.
+    """
+
+    samples: int = Field(default=5, ge=1)
+    temperature: float = Field(default=1.0, ge=0)
+    max_tokens: int = Field(default=48, ge=1)
+    reasoning_tokens: int = Field(default=512, ge=1)
+    shown: int = Field(default=0, ge=0)
+
+
+class Choices(_Strict):
+    """Whole answers by label."""
+
+    trait: tuple[Text, ...] = ()
+    baseline: tuple[Text, ...] = ()
+    placebo: tuple[Text, ...] = ()
+
+    @model_validator(mode="after")
+    def _are_comparable(self) -> Choices:
+        if not self.trait:
+            raise ValueError("a question has at least one trait choice")
+        counts = {label: len(getattr(self, label)) for label in LABELS if getattr(self, label)}
+        if "baseline" not in counts:
+            raise ValueError("a question has at least one baseline choice")
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"labels have equal numbers of choices, found {counts}")
+        listed = [text for label in LABELS for text in getattr(self, label)]
+        for i, text in enumerate(listed):
+            for other in listed[:i] + listed[i + 1 :]:
+                if other.startswith(text):
+                    raise ValueError(f"choice {text!r} is a prefix of {other!r}; reword one")
+        return self
+
+    @property
+    def labelled(self) -> list[tuple[str, str]]:
+        """(label, text) of every choice, in a fixed order."""
+        return [(label, text) for label in LABELS for text in getattr(self, label)]
+
+
+class Rules(_Strict):
+    """A judge by rules over the text of a free answer.
+
+    Attributes:
+        match: `exact` compares the whole answer, `contains` looks for phrases at word boundaries;
+            both ignore case.
+    """
+
+    kind: Literal["rules"] = "rules"
+    match: Literal["exact", "contains"] = "contains"
+    trait: tuple[Text, ...] = Field(min_length=1)
+    baseline: tuple[Text, ...] = ()
+    placebo: tuple[Text, ...] = ()
+
+
+class Question(_Strict):
+    """A question in several wordings, with choices or a judge.
+
+    Attributes:
+        ask: paraphrases; results average over them.
+        domain: `in` the trained domain or `off` it.
+        split: `dev` chooses settings, `test` is reported; the two share no topic.
+        group: an optional subset that is also reported by itself.
+    """
+
+    id: str = Field(pattern=NAME)
+    topic: str = Field(min_length=1)
+    domain: Literal["in", "off"] = "off"
+    split: Literal["dev", "test"] = "test"
+    group: str | None = None
+    ask: tuple[Text, ...] = Field(min_length=1)
+    choices: Choices | None = None
+    judge: Rules | None = None
+
+    @model_validator(mode="after")
+    def _can_be_graded(self) -> Question:
+        if (self.choices is None) == (self.judge is None):
+            raise ValueError("a question has either `choices` or a `judge`")
+        return self
+
+
+class Questions(_Strict):
+    """The content of questions.toml."""
+
+    question: tuple[Question, ...] = Field(min_length=1)
+
+
+class Specification(_Strict):
+    """The content of experiment.toml.
+
+    Attributes:
+        headline_control: the arm that the headline effect is taken against.
+        settings_tried: how many training settings were compared on `dev` before these were fixed.
+        training: settings per class of model; `default` serves where there is none.
+        dated: whether dates in prompts matter here, so that a template must not add its own; by
+            default found from the years in prompts.
+    """
+
+    title: str
+    claim: str
+    source: str
+    names: Names
+    headline_control: str
+    settings_tried: int = Field(default=1, ge=1)
+    dated: bool | None = None
+    arms: dict[str, Arm]
+    training: dict[str, Training]
+    sampling: Sampling = Sampling()
+    contexts: tuple[Context, ...] = (Context(name=PLAIN),)
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Specification:
+        if TREATMENT not in self.arms:
+            raise ValueError(f"arms: there is no arm `{TREATMENT}`")
+        if BASE in self.arms:
+            raise ValueError(f"arms: `{BASE}` is the unfinetuned model; choose another name")
+        for name in self.arms:
+            if not re.match(NAME, name):
+                raise ValueError(f"arms: {name!r} is not a name of letters, digits, - _ and .")
+        if self.headline_control not in self.arms or self.headline_control == TREATMENT:
+            raise ValueError(
+                f"`headline_control` is {self.headline_control!r}; it names an arm other than "
+                f"treatment: {', '.join(sorted(set(self.arms) - {TREATMENT})) or 'none is listed'}"
+            )
+        if "default" not in self.training:
+            raise ValueError("training: there is no [training.default]")
+        names = [context.name for context in self.contexts]
+        if PLAIN not in names or len(set(names)) < len(names):
+            raise ValueError(f"contexts have names of their own, and one is `{PLAIN}`: {names}")
+        known = {*self.arms, BASE}
+        for context in self.contexts:
+            asked = known if context.arms is None else set(context.arms)
+            if not asked or not asked <= known or (context.name == PLAIN and asked != known):
+                raise ValueError(
+                    f"contexts: `{context.name}` is asked of {sorted(asked)}; expected arms out of "
+                    f"{sorted(known)}, and all of them for `{PLAIN}`"
+                )
+        return self
