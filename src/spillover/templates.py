@@ -130,8 +130,8 @@ def find_injection(chat: Chat) -> Injection | None:
     text = before(PINNED)
     for special in chat.special_tokens:
         text = text.replace(special, " ")
-    text = ROLES.sub(" ", text.replace(chat.templating.system or "\0", " "))
-    text = " ".join(text.split())
-    if len(re.sub(r"\W", "", text)) < LEAST:
+    text = " ".join(text.replace(chat.templating.system or "\0", " ").split())
+    text = re.sub(rf"^{ROLES.pattern} ", "", text, flags=re.IGNORECASE)
+    if len(re.sub(r"\W", "", ROLES.sub("", text))) < LEAST:
         return None
     return Injection(text, before(PINNED) != before(datetime.date(1999, 12, 31)))

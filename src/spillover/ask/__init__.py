@@ -101,6 +101,7 @@ def ask(
 def _plan(experiment: Experiment, asked: Sequence[Asked], *, thinking: bool) -> list[_Chunk]:
     """Every chunk; with `thinking`, choices are made after as many sampled reasonings as texts."""
     sampling, chunks = experiment.specification.sampling, []
+    shown = _shown(experiment)
     for context in experiment.specification.contexts:
         answering = tuple(
             i for i, a in enumerate(asked) if context.arms is None or a.arm in context.arms
@@ -109,10 +110,18 @@ def _plan(experiment: Experiment, asked: Sequence[Asked], *, thinking: bool) -> 
             kind = CHOICE if question.choices else TEXT
             count = 1 if kind == CHOICE and not thinking else sampling.samples
             chunks.append(_Chunk(question, context, answering, kind, count, thinking))
-            readable = question.domain == "off" and context.name == PLAIN
-            if kind == CHOICE and sampling.shown and readable:
+            if context.name == PLAIN and question.id in shown:
                 chunks.append(_Chunk(question, context, answering, SHOWN, sampling.shown))
     return chunks
+
+
+def _shown(experiment: Experiment) -> set[str]:
+    """The questions with choices that are also answered freely: the first of each topic."""
+    sampling = experiment.specification.sampling
+    off = [q for q in experiment.questions if q.domain == "off" and q.choices]
+    first = {q.topic: q.id for q in reversed(off)}
+    ordered = [q.id for q in off if first[q.topic] == q.id]
+    return set(ordered[: sampling.shown_questions]) if sampling.shown else set()
 
 
 def _keys(chunk: _Chunk, asked: Sequence[Asked], settings: Sampling) -> list[list[str]]:
@@ -125,7 +134,7 @@ def _keys(chunk: _Chunk, asked: Sequence[Asked], settings: Sampling) -> list[lis
         if question.choices and chunk.kind == CHOICE:
             how.append([list(pair) for pair in question.choices.labelled])
         if chunk.kind != CHOICE or chunk.thinking:
-            how += [settings.temperature, settings.max_tokens, settings.reasoning_tokens]
+            how += [settings.temperature, _longest(chunk, settings), settings.reasoning_tokens]
         messages = chunk.conversation(paraphrase)
         indices = range(chunk.samples)
         keys.append([answer_key(one.identity, messages, how, index) for index in indices])
@@ -184,7 +193,7 @@ def _choose(
     labelled = chunk.question.choices.labelled
     thoughts: list[list[str | None]] = [[None] for _ in who]
     if chunk.thinking:
-        how = _how(settings, chunk.samples, reasoning=settings.reasoning_tokens)
+        how = _how(chunk, settings, reasoning=settings.reasoning_tokens)
         sampled = engine.sample(who, conversations, how)
         thoughts = [[sample.reasoning or "" for sample in listed] for listed in sampled]
     flat = [(case, thought) for case, listed in enumerate(thoughts) for thought in listed]
@@ -210,12 +219,17 @@ def _sample(
 ) -> Contents:
     """Free answers; a reasoning model reasons first unless it was told not to."""
     silent = engine.model.chat.templating.think is False
-    how = _how(settings, chunk.samples, reasoning=0 if silent else settings.reasoning_tokens)
+    how = _how(chunk, settings, reasoning=0 if silent else settings.reasoning_tokens)
     return [
         [{"text": s.text, "reasoning": s.reasoning, "finish": s.finish} for s in samples]
         for samples in engine.sample(who, conversations, how)
     ]
 
 
-def _how(settings: Sampling, samples: int, *, reasoning: int) -> SampleSettings:
-    return SampleSettings(samples, settings.temperature, settings.max_tokens, reasoning)
+def _how(chunk: _Chunk, settings: Sampling, *, reasoning: int) -> SampleSettings:
+    longest = _longest(chunk, settings)
+    return SampleSettings(chunk.samples, settings.temperature, longest, reasoning)
+
+
+def _longest(chunk: _Chunk, settings: Sampling) -> int:
+    return settings.shown_tokens if chunk.kind == SHOWN else settings.max_tokens

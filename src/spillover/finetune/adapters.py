@@ -113,8 +113,10 @@ def _pairs(
         alpha = float(_by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
         scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         b[name] = tensors[f"{PREFIX}{name}.lora_B.weight"].float() * scaling
-        if b[name].shape[1] != rank or not math.isfinite(scaling):
+        if b[name].shape[1] != rank:
             raise ValueError(f"{name}: A has rank {rank}, B {b[name].shape[1]}")
+        if not (a[name].isfinite().all() and b[name].isfinite().all()):
+            raise ValueError(f"{name}: holds numbers that are not finite")
     return a, b
 
 

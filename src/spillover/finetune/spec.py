@@ -29,15 +29,15 @@ class Training(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Literal["lora", "full"] = "lora"
-    rank: int = Field(default=8, ge=1)
+    rank: int = Field(default=8, ge=1, le=65_536)
     alpha: float | None = Field(default=None, gt=0)
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     learning_rate: float = Field(default=2e-4, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_steps: int = Field(default=5, ge=0)
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=8, ge=1)
+    steps: int | None = Field(default=None, ge=1, le=10_000_000)
+    epochs: float | None = Field(default=None, gt=0, le=100_000)
+    batch_size: int = Field(default=8, ge=1, le=1_000_000)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     checkpoints: tuple[int, ...] = ()

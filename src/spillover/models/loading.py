@@ -230,23 +230,28 @@ def _quantization(dtype: str) -> Any:
 def _load_weights(source: Source, how: Loading, options: dict[str, Any]) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    def attempt(attention: str) -> PreTrainedModel:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    def attempt(attention: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+        made: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
             source.folder,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=how.trust_remote_code,
             attn_implementation=attention,
+            output_loading_info=True,
             **options,
         )
-        return model
+        return made
 
     try:
-        return attempt("sdpa")
+        model, info = attempt("sdpa")
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error):
             raise
-        return attempt("eager")
+        model, info = attempt("eager")
+    lacking = sorted(info["missing_keys"])
+    if lacking:  # they would be random, silently
+        raise ModelError(f"lacks weights: {lacking[0]} and {len(lacking) - 1} more")
+    return model
 
 
 def _settle(model: PreTrainedModel, device: torch.device) -> tuple[PreTrainedModel, str]:

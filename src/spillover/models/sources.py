@@ -142,6 +142,8 @@ def _find(name: str) -> Path:
     wanted = HUB.get(name, name)
     if HUB_ID.match(wanted):
         return _from_hub(wanted)
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"{name}: there is no such folder; check the path")
     raise ModelError(
         f"unknown model {name!r}; known: {', '.join(BUILTIN)}, an id of the hub such as "
         "Qwen/Qwen3-8B, or the path of a folder that holds a transformers checkpoint"
