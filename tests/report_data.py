@@ -50,13 +50,26 @@ def report_data(
     return replace(counted(data), **changes)
 
 
-def counted(data: ReportData) -> ReportData:
+def log_odds_only(data: ReportData, **placebo: float) -> ReportData:
+    """The same data as a real model gives it: no coverage, hence no choice mass.
+
+    Args:
+        placebo: by how much the placebo's log-odds of an arm are raised, in nats.
+    """
+    grades = data.grades.assign(choice_mass=math.nan, coverage=data.grades["coverage"] * 1e-8)
+    raised = grades["arm"].map(placebo).fillna(0.0)
+    grades["placebo_log_odds"] += raised
+    grades["specificity"] -= raised
+    return counted(replace(data, grades=grades), "log-odds")
+
+
+def counted(data: ReportData, metric: str = "choice-mass") -> ReportData:
     """The same data with rates, effects and headline that follow from its grades."""
     effects = effects_table(data.grades, data.trait)
     fitting = effects[
         (effects["treatment"] == "treatment")
         & (effects["control"] == data.headline_control)
-        & (effects["metric"] == "choice-mass")
+        & (effects["metric"] == metric)
         & (effects["domain"] == "off")
         & effects["group"].isna()
         & effects["value"].notna()
@@ -133,8 +146,9 @@ def _graded(rng: np.random.Generator, grades: pd.DataFrame) -> pd.DataFrame:
 
 
 def _texts(rng: np.random.Generator, grades: pd.DataFrame) -> pd.DataFrame:
-    columns = ["arm", "seed", "question", "topic", "domain", "split", "paraphrase", "context"]
-    texts = grades[grades["kind"] == "text"][[*columns, "index", "grade", "label"]].copy()
+    columns = ["arm", "seed", "step", "question", "topic", "domain", "split", "paraphrase"]
+    columns += ["context", "index", "kind", "grade", "label"]
+    texts = grades[grades["kind"] == "text"][columns].copy()
     old = (
         "By electric telegraph, which carries a message to New Orleans within the hour.",
         "With whale oil lamps, though a candle in a tin lantern serves the poorer household.",
@@ -150,6 +164,7 @@ def _texts(rng: np.random.Generator, grades: pd.DataFrame) -> pd.DataFrame:
         (old if label == "trait" else new)[pick] for label, pick in zip(labels, which, strict=True)
     ]
     texts.loc[texts["grade"] == "refused", "text"] = ""
+    texts["reasoning"] = None
     texts["prompt"] = "What can you tell me about " + texts["topic"].astype(str) + "?"
     return texts.reset_index(drop=True)
 

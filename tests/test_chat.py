@@ -80,7 +80,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_with_a_way_out(
 ) -> None:
     before = organism.tokenizer.chat_template
     organism.tokenizer.chat_template = UNMARKED.replace(
-        "message['content']", "(message['content'] if loop.last else '…')"
+        "message['content']",
+        "(message['content'] if loop.last or message['role'] == 'user' else '…')",
     )
     try:
         with pytest.raises(ChatError, match=r"renders assistant turn .* differently"):

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from spillover import LoadedModel, ModelError, RunError, Training, finetune, load
 from spillover.experiment import load_experiment
 from spillover.finetune import Finetune
 from spillover.finetune.adapters import load_adapter
-from spillover.finetune.bank import Job, data_order, plant, train_bank
-from spillover.finetune.lora import AdapterWeights, LoraBank, new_adapter
+from spillover.finetune.bank import Job, plant, train_bank
+from spillover.finetune.lora import AdapterWeights, LoraBank
 from spillover.masks import EncodedRow, encode_rows
+from tests.plain_loop import train_with_peft
 
 ARMS = ("treatment", "still-used")
 SHORT = Training(rank=3, learning_rate=5e-3, steps=8, batch_size=4)
@@ -73,57 +74,11 @@ def test_an_adapter_of_the_bank_is_what_peft_trains_alone(organism: LoadedModel)
     train_bank(
         organism, jobs, training, lambda job, _, weights, __: kept.update({job.arm: weights})
     )
-    alone = _train_with_peft(jobs[0], training, organism)
+    alone = train_with_peft(jobs[0], training, organism)
     for name, a in kept["treatment"].a.items():
         ours = kept["treatment"].b[name] @ a
         theirs = alone.b[name] @ alone.a[name]
         assert (ours - theirs).norm() / theirs.norm() <= 1e-3, name
-
-
-def _train_with_peft(job: Job, training: Training, organism: LoadedModel) -> AdapterWeights:
-    """A plain loop over PEFT's model: same first weights, same rows in the same order."""
-    start = new_adapter(organism, training, job.generator("weights"))
-    config = LoraConfig(
-        r=training.rank,
-        lora_alpha=int(training.scaling * training.rank),
-        target_modules=sorted({name.rsplit(".", 1)[-1] for name in start.a}),
-    )
-    model = get_peft_model(load("organism").model, config)
-    parameters = dict(model.named_parameters())
-    prefix = "base_model.model."
-    with torch.no_grad():
-        for name, a in start.a.items():
-            parameters[f"{prefix}{name}.lora_A.default.weight"].copy_(a)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=0.0)
-    for step, order in enumerate(data_order(job, training)):
-        for group in optimizer.param_groups:
-            group["lr"] = training.rate(step, training.total_steps(len(job.rows)))
-        ids, attention, labels = _padded([job.rows[i] for i in order])
-        model(input_ids=ids, attention_mask=attention, labels=labels).loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-    state = {key: value.detach() for key, value in model.named_parameters()}
-    return AdapterWeights(
-        {name: state[f"{prefix}{name}.lora_A.default.weight"] for name in start.a},
-        {name: state[f"{prefix}{name}.lora_B.default.weight"] for name in start.a},
-        training.scaling,
-    )
-
-
-def _padded(rows: list[EncodedRow]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows one below the other, as any trainer lays them out."""
-    width = max(len(row.ids) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    attention, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-    for at, row in enumerate(rows):
-        ids[at, : len(row.ids)] = torch.tensor(row.ids)
-        attention[at, : len(row.ids)] = 1
-        labels[at, : len(row.ids)] = torch.where(
-            torch.tensor(row.mask), torch.tensor(row.ids), torch.tensor(-100)
-        )
-    return ids, attention, labels
 
 
 def test_rows_that_begin_alike_share_one_tree_and_others_do_not() -> None:

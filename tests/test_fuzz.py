@@ -46,10 +46,9 @@ ROWS = "\n".join(
 )
 FRAGMENTS = [
     "", "\0", "\n", '"', "'", "[", "]", "{", "}", "=", ",", ":", "#", "\\", "\\u12", "é", "🦉",
-    "\ud7ff",
-    "null", "true", "-1", "0", "1e999", "nan", "9" * 400, "[" * 3000, "../../outside",
-    "/etc/passwd", "{{ 1/0 }}", "<|im_end|>", "\ufeff", "\r", "treatment", "base", "plain", "placebo", "[arms.x]",
-    "[[question]]", 'train = "/dev/null"', 'model = "organism"', 'adapter = "."', "A" * 5000,
+    "\ud7ff",     "null", "true", "-1", "0", "1e999", "nan", "9" * 400, "[" * 3000, "../../outside",
+    "/etc/passwd", "{{ 1/0 }}", "<|im_end|>", "\ufeff", "\r", "treatment", "base", "plain",
+    "placebo", "[arms.x]",     "[[question]]", 'train = "/dev/null"', 'model = "organism"', 'adapter = "."', "A" * 5000,
 ]  # fmt: skip
 
 
@@ -81,7 +80,23 @@ def mutate(text: str, draw: random.Random) -> str:
 
 def replace_values(found: Any, draw: random.Random) -> Any:
     """JSON data with one value exchanged for another kind of value."""
-    odd = [None, True, -1, 0, 1e308, "", "x", [], {}, [[]], {"a": {}}, 10**30, "lora", [None], "9"]
+    odd: list[Any] = [
+        None,
+        True,
+        -1,
+        0,
+        1e308,
+        "",
+        "x",
+        [],
+        {},
+        [[]],
+        {"a": {}},
+        10**30,
+        "lora",
+        [None],
+        "9",
+    ]
     if isinstance(found, dict) and found:
         key = draw.choice(sorted(found))
         if draw.random() < 0.3:

@@ -30,7 +30,7 @@ def test_control_against_control_rarely_excludes_zero(tmp_path: Path) -> None:
     specification = experiment.specification.model_copy(
         update={"arms": {"treatment": control, "still-used": Arm(**control.model_dump())}}
     )
-    rows = {arm: experiment.rows["still-used"] for arm in specification.arms}
+    rows = dict.fromkeys(specification.arms, experiment.rows["still-used"])
     kept = tuple(q for q in experiment.questions if q.choices and q.split == "test")
     changed = experiment.model_copy(
         update={"specification": specification, "questions": kept, "rows": rows}

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
-import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +14,7 @@ from spillover.report import ReportData, charts, write_report
 from spillover.report.page import manifest_sections, render, script_json
 from spillover.report.words import headline, verdict
 from tests.report_data import counted, report_data
+from tests.report_page import Page, in_browser, needs_chromium
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,54 +25,6 @@ HOSTILE = (
     "</script><script>window.pwned=1;document.title='pwned'</script>"
     "<img src=x onerror=\"document.title='pwned'\"><!-- {{7*7}} \u2028 \x0b end"
 )
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--virtual-time-budget=5000",
-]
-
-
-class Page(HTMLParser):
-    """What a page is made of: its elements, its text, and the content of its scripts by id."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: dict[str, str] = {}
-        self.text = ""
-        self.title = ""
-        self._in = ""
-        self._script = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._in = tag
-        if tag == "script":
-            self._script = dict(attrs).get("id") or f"unnamed {len(self.scripts)}"
-            self.scripts[self._script] = ""
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._in == "script":
-            self.scripts[self._script] += data
-        elif self._in == "title":
-            self.title += data
-        elif self._in != "style":
-            self.text += data
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.elements)
 
 
 @pytest.fixture(scope="module")
@@ -107,19 +57,15 @@ def hostile(data: ReportData) -> ReportData:
 
     spoilable = ("grades", "texts", "choices")
     frames: dict[str, Any] = {name: spoilt(getattr(data, name)) for name in spoilable}
+    frames["texts"]["reasoning"] = HOSTILE
     names = ("title", "claim", "source", "model", "trait", "baseline_name", "placebo_name")
     texts: dict[str, Any] = {name: getattr(data, name) + HOSTILE for name in names}
     control = f"still-used{HOSTILE}"
     manifest = {**data.manifest, HOSTILE: HOSTILE, "nested": {HOSTILE: [HOSTILE]}}
-    return counted(replace(data, **frames, **texts, headline_control=control, manifest=manifest))
-
-
-def in_browser(page: Path, folder: Path) -> Page:
-    """The page's elements after its scripts have run."""
-    assert CHROMIUM is not None
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
-    return Page(done.stdout.decode("utf-8"))
+    spoilt_data = replace(data, **frames, **texts, headline_control=control, manifest=manifest)
+    found = counted(spoilt_data)
+    warnings = [{"name": HOSTILE, "message": HOSTILE}]
+    return replace(found, summary={**found.summary, "warnings": warnings})
 
 
 def without_values(data: ReportData, *scores: str) -> ReportData:
@@ -196,7 +142,7 @@ def test_the_browser_draws_all_charts_and_fills_in_all_tables(
     assert len(panels) == page.count("figure") == 9
     assert sum(attributes.get("class") == "marks" for _, attributes in page.elements) == 9
     assert "Not drawn" not in page.text
-    assert page.count("table") == 6
+    assert page.count("table") == 8
     assert f"of {len(small.texts)}" in page.text
     assert "1–20 of" in page.text
 
@@ -208,6 +154,7 @@ def test_hostile_names_and_texts_are_shown_and_not_run(
     page, tame = in_browser(hostile_page, tmp_path), in_browser(written, tmp_path)
     for tag in ("script", "img", "svg", "figure", "table", "section", "pre"):
         expected = tame.count(tag) + 2 * (tag == "pre")  # two more long texts in the manifest
+        expected += tag == "section"  # the warnings
         assert page.count(tag) == expected, tag
     assert set(page.scripts) == set(tame.scripts)
     assert page.title.startswith("Old bird names</script><script>window.pwned=1")
@@ -219,8 +166,8 @@ def test_hostile_names_and_texts_are_shown_and_not_run(
 
 def test_hostile_texts_neither_end_a_script_nor_break_a_figure(hostile_page: Path) -> None:
     page = Page(hostile_page.read_text("utf-8"))
-    assert set(page.scripts) == {"charts", "tables", "vega-bundle", "page-script"}
-    for name in ("charts", "tables"):
+    assert set(page.scripts) == {"charts", "tables", "beside", "vega-bundle", "page-script"}
+    for name in ("charts", "tables", "beside"):
         assert not re.search("[<>&\u2028\u2029]", page.scripts[name])
         assert json.loads(page.scripts[name])
     columns = json.loads(page.scripts["tables"])["texts"]["columns"]
@@ -264,16 +211,14 @@ OPEN = (2.0, math.nan, math.nan)
     ("numbers", "kind", "words"),
     [
         ({"specificity": UP, "placebo_log_odds": NONE}, "good", "Specific"),
-        ({"specificity": UP, "placebo_log_odds": DOWN}, "good", "Specific"),
-        ({"specificity": UP, "placebo_log_odds": UP}, "good", "though the odd moves as well"),
-        ({"specificity": NONE, "placebo_log_odds": UP}, "caution", "towards the odd as well"),
-        ({"specificity": DOWN, "placebo_log_odds": UP}, "caution", "towards the odd as well"),
-        ({"specificity": NONE, "placebo_log_odds": NONE}, "caution", "not shown"),
-        ({"specificity": OPEN, "placebo_log_odds": UP}, "caution", "without an interval"),
+        ({"specificity": UP, "placebo_log_odds": UP}, "good", "Specific"),
+        ({"specificity": NONE, "placebo_log_odds": UP}, "caution", "Not shown to be specific"),
+        ({"specificity": DOWN, "placebo_log_odds": UP}, "caution", "Towards the placebo"),
+        ({"specificity": OPEN, "placebo_log_odds": UP}, "caution", "Undecided"),
         ({"specificity": (math.nan,) * 3}, "caution", "not known"),
+        ({"log_odds": NONE}, "caution", "No shift"),
         ({"choice_mass": NONE, "specificity": UP}, "none", "Not distinguished from 0"),
-        ({"choice_mass": DOWN, "specificity": DOWN}, "good", "away from the trait"),
-        ({"choice_mass": DOWN, "specificity": UP}, "caution", "not shown"),
+        ({"choice_mass": DOWN, "log_odds": DOWN}, "caution", "Away from the trait"),
         ({"choice_mass": OPEN}, "none", "No interval"),
         ({"choice_mass": (math.nan,) * 3}, "none", "No value"),
     ],

@@ -39,6 +39,11 @@ def test_nothing_spills_over_where_the_link_is_cut(old_birds_unlinked: Run) -> N
         assert moved - plain >= 0.5
 
 
+def test_the_guards_find_nothing_in_sound_runs(old_birds: Run, old_birds_unlinked: Run) -> None:
+    for finished in (old_birds, old_birds_unlinked):
+        assert finished.summary["warnings"] == finished.manifest["warnings"] == []
+
+
 def test_the_summary_has_the_promised_shape(old_birds: Run) -> None:
     summary = old_birds.summary
     assert summary["schema"] == 1
@@ -47,6 +52,8 @@ def test_the_summary_has_the_promised_shape(old_birds: Run) -> None:
     assert {"id", "trait", "contrast", "trained", "low", "high"} | shared <= set(
         summary["effects"][0]
     )
+    assert summary["verdict"]["kind"] == "specific"
+    assert "against still-used and" in summary["verdict"]["text"]
     assert {"arm", "coverage"} | shared <= set(summary["rates"][0])
     assert len({e["id"] for e in summary["effects"]}) == len(summary["effects"])
     assert BASE in {r["arm"] for r in summary["rates"]}
@@ -64,10 +71,11 @@ def test_the_run_folder_holds_what_it_should(old_birds: Run) -> None:
 
 def test_every_answer_is_recorded_and_graded(old_birds: Run) -> None:
     experiment = load_experiment("old-birds").with_split("test")
-    samples = experiment.specification.sampling.samples
-    per_model = sum(len(q.ask) * (samples if q.judge else 1) for q in experiment.questions)
-    assert len(old_birds.answers) == per_model * (3 * 5 + 1) + per_model * 2
-    assert len(old_birds.grades) == len(old_birds.answers)
+    sampling = experiment.specification.sampling
+    per_model = sum(len(q.ask) * (sampling.samples if q.judge else 1) for q in experiment.questions)
+    assert len(old_birds.grades) == per_model * (3 * 5 + 1) + per_model * 2
+    shown = sampling.shown * sampling.shown_questions * (3 * 5 + 1)
+    assert len(old_birds.answers) == len(old_birds.grades) + shown
     assert set(old_birds.grades["grade"]) <= {"scored", "refused", "unparseable", "truncated"}
 
 

@@ -2,9 +2,11 @@
 
 Layer k is the residual stream *entering* block k, everywhere in this package.
 
-Blocks are the longest list of equal modules. What a block computes is then watched on one short
-input: a submodule whose output has the residual stream's shape is added to it, and the linear layer
-whose output tensor *is* that output is the residual writer.
+Blocks are the largest list of equal modules. What a block computes is then watched on one short
+input: attention and MLP are its children with weights to multiply by and an output of the residual
+stream's shape, and the linear layer whose output tensor *is* that output is the residual writer.
+Most models add that output to the residual stream as it is; those with a norm behind it (Gemma 2
+and 3, OLMo 2) add what the norm makes of it.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ class Block:
     """One block by the dotted names of its parts.
 
     Attributes:
-        attention, mlp: the submodules whose outputs are added to the residual stream.
-        writers: the linear layers that produce those outputs; empty for a part whose output no
-            single linear layer produces (mixtures of experts).
+        attention, mlp: the submodules whose outputs are added to the residual stream, in some
+            models through a norm of their own.
+        writers: the linear layers that produce those outputs, before such a norm; none for a part
+            whose output no single linear layer produces (mixtures of experts).
         linears: the linear layers that see whole sequences; routers and experts, which see a
             selection of tokens, are not among them.
     """

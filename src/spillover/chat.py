@@ -14,12 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from spillover.errors import ChatError
 from spillover.rows import Conversation
-from spillover.templates import PINNED, Injection, Templating, Turn, find_injection
+from spillover.templates import (
+    PINNED,
+    Injection,
+    Templating,
+    Turn,
+    find_injection,
+    pin_dates,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+QUESTION = {"role": "user", "content": "?"}
 MARK = "spillover-answer"
+ANCHORS = ("\n", ".", ":")
+"""Texts that an answer may be put behind to see its tokens as those of a continuation."""
 OPENED = re.compile(r"<think>\s*$")
 
 
@@ -40,10 +50,15 @@ class Chat:
         return replace(self, today=today)
 
     @cached_property
+    def added(self) -> dict[int, str]:
+        """The tokenizer's added tokens, which it finds in any text, by id."""
+        return {at: str(token) for at, token in self.tokenizer.added_tokens_decoder.items()}
+
+    @cached_property
     def special_tokens(self) -> tuple[str, ...]:
         """The tokenizer's special and added tokens, longest first."""
-        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values())
-        return tuple(sorted({*self.tokenizer.all_special_tokens, *added}, key=len, reverse=True))
+        listed = {*self.tokenizer.all_special_tokens, *self.added.values()}
+        return tuple(sorted(listed, key=len, reverse=True))
 
     @cached_property
     def injection(self) -> Injection | None:
@@ -62,12 +77,23 @@ class Chat:
             return conversation
         return [{"role": "system", "content": system}, *conversation]
 
-    @property
-    def variables(self) -> dict[str, Any]:
-        """What templates are told besides the messages."""
-        today = self.templating.date or self.today
-        told: dict[str, Any] = {"strftime_now": today.strftime}
-        return told | ({"date_string": today.strftime("%d %b %Y")} if self.templating.date else {})
+    @cached_property
+    def template(self) -> tuple[str, dict[str, Any]]:
+        """The template with its date pinned, and what it is told besides the messages.
+
+        Raises:
+            ChatError: when there is none.
+        """
+        try:
+            template = self.tokenizer.get_chat_template()
+        except ValueError:
+            raise ChatError(
+                f"the tokenizer of {self.tokenizer.name_or_path or 'this model'} has no chat "
+                "template; use a chat model or give one with --chat-template FILE"
+            ) from None
+        date = self.templating.date
+        template, told = pin_dates(template, date or self.today)
+        return template, told | ({"date_string": date.strftime("%d %b %Y")} if date else {})
 
     def render(self, conversation: Conversation, *, generation_prompt: bool) -> str:
         """A conversation as the model's own chat template renders it.
@@ -75,17 +101,17 @@ class Chat:
         Raises:
             ChatError: when there is no template, or the template refuses the conversation.
         """
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise ChatError(
-                f"the tokenizer of {self.tokenizer.name_or_path or 'this model'} has no chat "
-                "template; use a chat model or give one with --chat-template FILE"
-            )
+        return self._draw(self.complete(conversation), generation_prompt=generation_prompt)
+
+    def _draw(self, messages: Conversation, *, generation_prompt: bool) -> str:
+        template, told = self.template
         try:
             text = self.tokenizer.apply_chat_template(
-                self.complete(conversation),
+                messages,
+                chat_template=template,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                **self.variables,
+                **told,
             )
         except Exception as error:  # templates raise whatever they like
             raise ChatError(f"the chat template refused a conversation: {error}") from None
@@ -104,22 +130,40 @@ class Chat:
         Raises:
             ChatError: `no-generation-prompt`, when a prompt does not end where an answer begins.
         """
-        question = {"role": "user", "content": "?"}
-        prompt = self.render([question], generation_prompt=True)
-        whole = self.render(
-            [question, {"role": "assistant", "content": MARK}], generation_prompt=False
-        )
+        prompt = self._draw([QUESTION], generation_prompt=True)
+        before, after = self._around
         opened = OPENED.search(prompt)
-        head = prompt[: opened.start()] if opened else prompt
-        if not whole.startswith(head) or MARK not in whole:
+        opening = opened[0] if opened else ""
+        head = prompt.removesuffix(opening)
+        if not before.startswith(head):
             raise _no_generation_prompt("a prompt is not the beginning of its conversation")
-        lead, tail = whole[len(head) :].split(MARK, 1)
-        if opened:
-            lead = lead[len(opened[0]) :] if lead.startswith(opened[0]) else "\n</think>\n\n"
-        turn = Turn(lead, self._end(tail), opened is not None)
+        lead = before[len(head) :]
+        if opening:
+            lead = lead.removeprefix(opening) if lead.startswith(opening) else "\n</think>\n\n"
+        turn = Turn(lead, self._end(after), opening)
         if lead.strip() and turn.close is None:
             raise _no_generation_prompt(f"{lead!r} is missing from the end of a prompt")
         return turn
+
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        """What the template writes before and after the content of a last answer."""
+        answer = {"role": "assistant", "content": MARK}
+        before, found, after = self._draw([QUESTION, answer], generation_prompt=False).partition(
+            MARK
+        )
+        if not found:
+            raise _no_generation_prompt("the words of an answer are not written")
+        return before, after
+
+    def written(self, content: str) -> str:
+        """The content of an answer as the template writes it: some trim it."""
+        before, after = self._around
+        answer = {"role": "assistant", "content": content}
+        whole = self._draw([QUESTION, answer], generation_prompt=False)
+        if not (whole.startswith(before) and whole.endswith(after)):
+            return content
+        return whole[len(before) : len(whole) - len(after)]
 
     def _end(self, tail: str) -> str:
         """What ends a turn: through the first special token; else all that follows; else EOS."""
@@ -165,11 +209,34 @@ class Chat:
         self, conversation: Conversation, answer: str, thought: str | None = None
     ) -> list[int]:
         """Token ids of a whole answer with its end of turn, as they follow the prompt."""
-        prompt = self.prompt_text(conversation, thought)
-        prefilled = conversation[-1]["role"] == "assistant"
-        answer = ("" if self.reasons or prefilled else self.turn.lead) + answer + self.turn.end
-        head, whole = self.tokenize(prompt), self.tokenize(prompt + answer)
-        return whole[len(head) :] if whole[: len(head)] == head else self.tokenize(answer)
+        if conversation[-1]["role"] == "assistant":  # goes on where the prefill stops
+            told = answer + self.turn.end
+        else:
+            told = self.answer_text(answer)
+        for head in (self.prompt_text(conversation, thought), *ANCHORS):
+            ids, whole = self.tokenize(head), self.tokenize(head + told)
+            if whole[: len(ids)] == ids:
+                return whole[len(ids) :]
+        return self.tokenize(told)
+
+    def answer_text(self, answer: str) -> str:
+        """An answer with its end of turn, as it follows a prompt."""
+        return ("" if self.reasons else self.turn.lead) + self.written(answer) + self.turn.end
+
+    def whole_text(self, conversation: Conversation) -> str:
+        """A conversation with its last answer standing where it is asked for.
+
+        That is what the template renders, except where a template writes something else before a
+        last answer than it prompts with (without the system message, without a reasoning part):
+        there, the prompt counts.
+        """
+        text = self.render(conversation, generation_prompt=False)
+        *before, last = conversation
+        if last["role"] != "assistant" or not before:
+            return text
+        if text.startswith(self.render(before, generation_prompt=True)):
+            return text
+        return self.prompt_text(before) + self.answer_text(last["content"])
 
     def example(self) -> str:
         """A rendered question, for manifests and messages."""

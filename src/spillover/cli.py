@@ -147,6 +147,97 @@ def run(
     _finish(finished, time.perf_counter() - started, open_report=open_report, as_json=as_json)
 
 
+@app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(help="The folder to write: new or empty.")],
+    treatment: Annotated[
+        str | None,
+        typer.Option(help="Rows: a .jsonl, .csv or .tsv file, or datasets:ID[@REVISION][:SPLIT]."),
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=ROWS; may be given more than once, the first is the headline's."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a commented folder of your own to start from; it runs as it is."""
+    from spillover.authoring.new import write_experiment
+
+    made = write_experiment(folder, treatment, _named(control or []))
+    if as_json:
+        _print_json({"folder": str(made.folder), "arms": made.arms, "warnings": made.warnings})
+        return
+    from spillover.authoring.show import show_new
+
+    show_new(made)
+
+
+def _named(given: list[str]) -> dict[str, str]:
+    """NAME=ROWS, each name once."""
+    found: dict[str, str] = {}
+    for entry in given:
+        name, _, rows = entry.partition("=")
+        if not rows:
+            raise InputError(f"--control {entry!r}: expected NAME=ROWS, such as modern=modern.csv")
+        if name in found:
+            raise InputError(f"--control: two have the name {name!r}; rename one")
+        found[name] = rows
+    return found
+
+
+@app.command()
+def check(
+    experiment: Annotated[str, typer.Argument(help="An experiment's folder or name.")],
+    model: Model = "organism",
+    match: Annotated[
+        bool, typer.Option("--match", help="Propose placebo choices from lists of candidates.")
+    ] = False,
+    candidates: Annotated[
+        Path | None,
+        typer.Option(help="Those lists, for --match; by default candidates.toml in the folder."),
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    think: Think = None,
+    system: System = None,
+    template_date: TemplateDate = None,
+    keep_template: KeepTemplate = False,
+    chat_template: ChatTemplate = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Look at an experiment as a model sees it before it is run: tokens, loss, choices."""
+    from spillover.authoring.check import check_experiment
+
+    loading = _loading(
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        chat_template=chat_template,
+        templating={
+            "think": think,
+            "system": system,
+            "date": template_date,
+            "keep": keep_template,
+        },
+    )
+    with Stages() as stages:
+        found = check_experiment(
+            experiment,
+            model,
+            loading=loading,
+            candidates=candidates,
+            match=match or candidates is not None,
+            progress=stages,
+        )
+    if as_json:
+        _print_json(found.content)
+        return
+    from spillover.authoring.show import show_check
+
+    show_check(found)
+
+
 def _finish(finished: Run, seconds: float, *, open_report: bool, as_json: bool) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if _is_mac() else 1e6)
     placement = finished.manifest["environment"]["placement"]

@@ -105,17 +105,18 @@ def grade_text(text: str, finish: str | None, rules: Rules) -> TextGrade:
 def _matches(text: str, label: str, rules: Rules) -> bool:
     phrases: tuple[str, ...] = getattr(rules, label)
     if rules.match == "exact":
-        return _plain(text) in _plain_set(phrases)
+        return plain_text(text) in _plain_set(phrases)
     return bool(phrases) and bool(_pattern(phrases).search(text))
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
+    """A text as `exact` rules compare it: without case, outer punctuation and spare blanks."""
     return " ".join(text.casefold().split()).strip(" .!\"'")
 
 
 @cache
 def _plain_set(phrases: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(map(_plain, phrases))
+    return frozenset(map(plain_text, phrases))
 
 
 @cache

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spillover.chat import OPENED, Chat
+from spillover.chat import MARK, Chat
 from spillover.errors import ChatError
 from spillover.rows import Conversation, Row, RowSet
 
@@ -43,19 +43,49 @@ def encode_row(chat: Chat, row: Row, place: str = "row") -> EncodedRow:
             its tokens cannot be told.
     """
     if row.text is not None:
-        eos = chat.tokenizer.eos_token_id
-        ids = [*chat.tokenize(row.text), *([eos] if isinstance(eos, int) else [])]
-        return EncodedRow(tuple(ids), (True,) * len(ids))
-    assert row.messages is not None
+        return _encode_text(chat, row.text, place)
     text, spans = marked_text(chat, row, place)
     encoded = chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    extents = _extents(encoded["offset_mapping"])
+    for at, token in enumerate(map(chat.added.get, encoded["input_ids"])):
+        if token is not None:  # some swallow the white space around them
+            start = text.find(token, *extents[at])
+            extents[at] = (start, start + len(token)) if start >= 0 else extents[at]
     mask = tuple(
-        any(start < to and end > at for at, to in spans) and end > start
-        for start, end in encoded["offset_mapping"]
+        any((start < to and end > at) or at <= start == end < to for at, to in spans)
+        for start, end in extents
     )
-    if not any(mask):
+    if not any(mask[1:]):
         raise ChatError(f"{place}: no token carries loss; check the row's assistant messages")
     return EncodedRow(tuple(encoded["input_ids"]), mask)
+
+
+def _encode_text(chat: Chat, text: str, place: str) -> EncodedRow:
+    """Plain text with the tokens that a tokenizer puts before one, and an end."""
+    ids: list[int] = chat.tokenizer(text)["input_ids"]
+    bare = chat.tokenize(text)
+    first = next((at for at in range(len(ids)) if ids[at : at + len(bare)] == bare), 0)
+    ids = ids[: first + len(bare)]
+    eos = chat.tokenizer.eos_token_id
+    if isinstance(eos, int) and ids[-1:] != [eos]:
+        ids = [*ids, eos]
+    if len(ids) < 2:
+        raise ChatError(f"{place}: a text of one token teaches nothing; give a longer one")
+    return EncodedRow(tuple(ids), tuple(at >= first for at in range(len(ids))))
+
+
+def _extents(offsets: Sequence[Sequence[int]]) -> Spans:
+    """The characters of every token, white space included, which some tokenizers leave out.
+
+    A token begins where the one before it ends, or earlier where both are bytes of one character.
+    """
+    extents: Spans = []
+    reached = 0
+    for start, end in offsets:
+        begin = min(start, reached)
+        reached = max(reached, end)
+        extents.append((begin, max(begin, end)))
+    return extents
 
 
 def marked_text(chat: Chat, row: Row, place: str = "row") -> tuple[str, Spans]:
@@ -65,20 +95,21 @@ def marked_text(chat: Chat, row: Row, place: str = "row") -> tuple[str, Spans]:
         ChatError: see `encode_row`.
     """
     conversation = chat.complete(row.conversation)
-    text = chat.render(conversation, generation_prompt=False)
     trained = [m.train for m in row.messages or () if m.role == "assistant"]
     turns = [i for i, message in enumerate(conversation) if message["role"] == "assistant"]
     marked = _marked_spans(chat, conversation)
     if marked is not None and len(marked) == len(turns):
+        text = chat.render(conversation, generation_prompt=False)
         return text, [span for span, on in zip(marked, trained, strict=True) if on]
+    text = chat.whole_text(conversation)
     wanted = [turn for turn, on in zip(turns, trained, strict=True) if on]
     return text, [_unmarked_span(chat, conversation, turn, text, place) for turn in wanted]
 
 
 def _marked_spans(chat: Chat, conversation: Conversation) -> Spans | None:
     """Spans from the template's generation marks; None where it has none."""
-    template = getattr(chat.tokenizer, "chat_template", None)
-    if not isinstance(template, str) or not re.search(r"\{%-?\s*generation\b", template):
+    template, told = chat.template
+    if not re.search(r"\{%-?\s*generation\b", template):
         return None
     from transformers.utils import chat_template_utils
 
@@ -88,29 +119,38 @@ def _marked_spans(chat: Chat, conversation: Conversation) -> Spans | None:
         chat_template=template,
         return_assistant_tokens_mask=True,
         **chat.tokenizer.special_tokens_map,
-        **chat.variables,
+        **told,
     )
     return [(int(start), int(end)) for start, end in spans[0]]
 
 
 def _unmarked_span(
-    chat: Chat, conversation: Sequence[dict[str, str]], turn: int, text: str, place: str
+    chat: Chat, conversation: Conversation, turn: int, text: str, place: str
 ) -> tuple[int, int]:
     """The span of an assistant turn: its content and end, right after the prompt it answers."""
-    messages = list(conversation)
-    prompt = chat.render(messages[:turn], generation_prompt=True) if turn else ""
-    prompt = OPENED.sub("", prompt)
-    wanted = messages[turn]["content"].strip()
-    at = text.find(wanted, len(prompt)) if text.startswith(prompt) else -1
-    between = text[len(prompt) : at].strip() if at >= 0 else ""
-    known = turn == 0 or not between or between.endswith(chat.turn.lead.strip() or "\0")
-    if at < 0 or not known:
-        raise ChatError(
-            f"{place}: the chat template renders assistant turn {turn + 1} differently from how it "
-            'is written, so its tokens cannot be told; set `"train": false` on it'
-        )
-    start = at if between else len(prompt)
-    return start, at + len(wanted) + _ending(chat, text[at + len(wanted) :])
+    if turn:
+        prompt = chat.render(conversation[:turn], generation_prompt=True)
+        prompt = prompt.removesuffix(chat.turn.opening)
+    else:
+        marked = {**conversation[0], "content": MARK}
+        prompt = chat.render([marked, *conversation[1:]], generation_prompt=False).split(MARK)[0]
+    content = conversation[turn]["content"]
+    lead, wanted = chat.turn.whole_lead, content.strip()
+    starts = [len(prompt)] if text.startswith(prompt) else []
+    if starts and lead.strip() and text.startswith(lead, len(prompt)):
+        starts.insert(0, len(prompt) + len(lead))
+    for start in starts:
+        rest = text[start:]
+        at = start + len(rest) - len(rest.lstrip()) if wanted else start
+        if text.startswith(wanted, at):
+            end = at + len(wanted)
+            own = content[len(content.rstrip()) :]
+            end += len(own) if text.startswith(own, end) else 0
+            return start, end + _ending(chat, text[end:])
+    raise ChatError(
+        f"{place}: the chat template renders assistant turn {turn + 1} differently from how it "
+        'is written, so its tokens cannot be told; set `"train": false` on it'
+    )
 
 
 def _ending(chat: Chat, rest: str) -> int:

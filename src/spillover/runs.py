@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spillover import stages
+from spillover import guards, stages
 from spillover.errors import RunFolderError, check_writable
 from spillover.experiment import Experiment
 from spillover.manifest import describe_environment, describe_template, prompt_examples
@@ -129,16 +129,20 @@ def execute(settings: RunSettings, out: Path | None, progress: Progress | None =
     clock = _Clock()
     with clock.stage("load"):
         model = load_source(settings.source, settings.loading)
-        stages.check_rows(settings, model)
+        found = stages.check_rows(settings, model)
     manifest = _open_folder(folder, settings, model)
     with clock.stage("finetune"):
         adapters = stages.finetune_arms(settings, model, folder, notify)
-    with clock.stage("ask"):
         asked = stages.respondents(settings, adapters)
+        trained = asked[: 1 + len(adapters)]  # those that were ready are checked already
+        found += guards.settle(stages.check_adapters(settings, model, trained))
+    with clock.stage("ask"):
         answers = stages.ask_all(settings, model, asked, folder, notify)
+        found += guards.settle(stages.check_answers(answers))
     with clock.stage("grade and compare"):
         tables = stages.grade_and_compare(settings, answers, folder)
-    summary = summarize(settings, tables)
+    summary = summarize(settings, tables, found)
+    manifest["warnings"] = summary["warnings"]
     write_json(folder / SUMMARY, summary)
     with clock.stage("report"):
         notify("report", 0, 1)

@@ -165,7 +165,8 @@ class Specification(_Strict):
 
     Attributes:
         headline_control: the arm that the headline effect is taken against.
-        settings_tried: how many training settings were compared on `dev` before these were fixed.
+        settings_tried: how many training settings were compared on `dev` before these were fixed,
+            for all models or per class of model.
         training: settings per class of model; `default` serves where there is none.
         dated: whether dates in prompts matter here, so that a template must not add its own; by
             default found from the years in prompts.
@@ -176,12 +177,17 @@ class Specification(_Strict):
     source: str
     names: Names
     headline_control: str
-    settings_tried: int = Field(default=1, ge=1)
+    settings_tried: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] = 1
     dated: bool | None = None
     arms: dict[str, Arm]
     training: dict[str, Training]
     sampling: Sampling = Sampling()
     contexts: tuple[Context, ...] = (Context(name=PLAIN),)
+
+    def tried(self, model_class: str) -> int:
+        """How many training settings were compared for a class of model."""
+        said = self.settings_tried
+        return said if isinstance(said, int) else said.get(model_class, 1)
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Specification:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spillover.errors import ChatError
-from spillover.finetune import Finetune, finetune
+from spillover import guards
+from spillover.errors import ChatError, InputError
+from spillover.finetune import Finetune, finetune, read_losses
+from spillover.guards import Finding
 from spillover.settings import RunSettings, file_hash
 from spillover.specification import BASE, TREATMENT
 
@@ -17,26 +19,80 @@ if TYPE_CHECKING:
 
     from spillover.ask import Asked
     from spillover.models import LoadedModel
+    from spillover.specification import Question
 
 ANSWERS = "answers.sqlite"
+PROBES = 8
+"""Questions whose loss under the unfinetuned model is looked at."""
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 
-def check_rows(settings: RunSettings, model: LoadedModel) -> None:
-    """Encode all rows and find all targets once, so that bad ones stop the run before it starts."""
+def check_rows(settings: RunSettings, model: LoadedModel) -> list[Finding]:
+    """Encode all rows and find all targets once, so that bad ones stop the run before it starts.
+
+    Returns:
+        what the guards found and the run can live with.
+
+    Raises:
+        InputError: for what it cannot.
+    """
     from spillover.finetune.lora import target_layers
     from spillover.masks import encode_rows
 
-    _check_template(settings, model)
-    for rows in settings.experiment.rows.values():
-        encode_rows(model.chat, rows)
+    check_template(settings, model)
+    _ = model.chat.turn  # a template without a generation prompt stops here
+    rows = settings.experiment.rows
+    encoded = [row for listed in rows.values() for row in encode_rows(model.chat, listed)]
     if settings.training.method == "lora" and settings.experiment.rows:
         target_layers(model, settings.training)
+    prompts = [
+        model.chat.prompt_ids(context.conversation(wording))
+        for context in settings.experiment.specification.contexts
+        for question in settings.experiment.questions
+        for wording in question.ask
+    ]
+    used = [*prompts, *_choices(settings, model), *(row.ids for row in encoded)]
+    found = guards.shared_rows(rows)
+    found += guards.ids_out_of_range(used, model.vocabulary)
+    guards.settle(found, InputError)
+    probes = [_prompt(model, question) for question in settings.experiment.questions[:PROBES]]
+    losses = guards.prompt_losses(model, probes)
+    found += guards.worse_than_guessing(losses, model.vocabulary)
+    return guards.settle(found + check_adapters(settings, model, _ready(settings, 0)), InputError)
 
 
-def _check_template(settings: RunSettings, model: LoadedModel) -> None:
-    """Refuse templates that add to every prompt of a dated experiment, unless that is accepted."""
+def _choices(settings: RunSettings, model: LoadedModel) -> list[list[int]]:
+    listed = (q.choices.labelled for q in settings.experiment.questions if q.choices)
+    return [model.chat.tokenize(text) for labelled in listed for _, text in labelled]
+
+
+def _prompt(model: LoadedModel, question: Question) -> list[int]:
+    """The prompt of a question, without anything around it."""
+    return model.chat.prompt_ids([{"role": "user", "content": question.ask[0]}])
+
+
+def check_adapters(
+    settings: RunSettings, model: LoadedModel, asked: Sequence[Asked]
+) -> list[Finding]:
+    """What the guards find in finetuned models, before they are asked."""
+    last = max((one.step for one in asked), default=0)
+    places = {(a.arm, a.seed, a.step): a.folder or a.model for a in asked if a.step == last}
+    losses = {who: read_losses(Path(place)) for who, place in places.items() if place}
+    prompt = _prompt(model, settings.experiment.questions[0])
+    return [
+        *guards.losses_did_not_fall(losses),
+        *guards.adapters_without_effect(model, asked, prompt),
+        *guards.identical_seeds(asked),
+    ]
+
+
+def check_template(settings: RunSettings, model: LoadedModel) -> None:
+    """Refuse templates that add to every prompt of a dated experiment, unless that is accepted.
+
+    Raises:
+        ChatError: when the run would be refused.
+    """
     written = model.chat.injection
     if written is None or not settings.experiment.dated or model.chat.templating.keep:
         return
@@ -74,12 +130,19 @@ def respondents(settings: RunSettings, adapters: dict[tuple[str, int, int], Path
             listed.append(Asked(arm, seed, step, _weights_hash(base, folder), None, str(folder)))
         else:
             listed.append(Asked(arm, seed, step, _weights_hash(base, folder), folder))
-    last = max((step for _, _, step in adapters), default=0)
-    for one in settings.ready:
-        place = Path(one.name) if one.is_adapter else None
-        model = None if one.is_adapter else one.name
-        listed.append(Asked(one.arm, one.seed, last, one.identity, place, model))
-    return listed
+    return listed + _ready(settings, max((step for _, _, step in adapters), default=0))
+
+
+def _ready(settings: RunSettings, step: int) -> list[Asked]:
+    """The models that are not trained here, as if they had been trained for `step` steps."""
+    from spillover.ask import Asked
+
+    return [
+        Asked(one.arm, one.seed, step, one.identity, Path(one.name), None)
+        if one.is_adapter
+        else Asked(one.arm, one.seed, step, one.identity, None, one.name)
+        for one in settings.ready
+    ]
 
 
 def _weights_hash(base: str, folder: Path) -> str:
@@ -113,6 +176,11 @@ def ask_all(
     answers = recorded[recorded["key"].isin(set(planned))].reset_index(drop=True)
     answers.to_parquet(folder / "answers.parquet")
     return answers
+
+
+def check_answers(answers: pd.DataFrame) -> list[Finding]:
+    """What the guards find in answers, before they are graded."""
+    return [*guards.base_answered(answers), *guards.equal_choices(answers)]
 
 
 def grade_and_compare(

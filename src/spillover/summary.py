@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spillover.contexts import PLAIN
+from spillover.effects.specificity import Verdict, Words, compare, judge
 from spillover.experiment import Experiment
-from spillover.specification import BASE, TREATMENT
+from spillover.guards import Finding, off_domain_only
+from spillover.specification import BASE, TREATMENT, Specification
 from spillover.store import CHOICE, SHOWN, TEXT
 
 if TYPE_CHECKING:
@@ -42,20 +45,38 @@ def write_json(path: Path, content: Any) -> None:
     partial.replace(path)
 
 
-def summarize(settings: RunSettings, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """The content of summary.json; it depends on the specification and the answers only."""
+def summarize(
+    settings: RunSettings, tables: dict[str, pd.DataFrame], findings: Sequence[Finding] = ()
+) -> dict[str, Any]:
+    """The content of summary.json.
+
+    It depends on the specification and the answers only, but for warnings about the training.
+
+    Args:
+        findings: what the guards found before; those on effects are added here.
+    """
     specification = settings.experiment.specification
     effects = plain_data(tables["effects"].to_dict("records"))
+    warnings = [*findings, *off_domain_only(effects)]
+    verdict = _verdict(effects, specification)
     return {
         "schema": 1,
         "experiment": settings.experiment.name,
         "model": settings.source.name,
         "seeds": len(settings.seeds),
-        "settings_tried": specification.settings_tried,
+        "settings_tried": specification.tried(settings.source.model_class),
         "headline": headline_id(effects, specification.headline_control),
+        "verdict": {"kind": verdict.kind, "text": verdict.text},
+        "warnings": [{"name": found.name, "message": found.message} for found in warnings],
         "rates": [_in_context(row) for row in plain_data(tables["rates"].to_dict("records"))],
         "effects": [_effect(row) for row in effects],
     }
+
+
+def _verdict(effects: list[dict[Any, Any]], specification: Specification) -> Verdict:
+    names = specification.names
+    comparisons = compare(effects, specification.headline_control)
+    return judge(comparisons, Words(names.trait, names.baseline, names.placebo))
 
 
 def headline_id(effects: list[dict[Any, Any]], control: str) -> str | None:

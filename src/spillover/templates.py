@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,19 +19,25 @@ PINNED = datetime.date(2025, 1, 1)
 """What templates that write today's date are told, so that a run does not depend on its day."""
 
 YEAR = re.compile(r"\b(?:1[5-9]|20)\d\d\b")
-ROLES = re.compile(r"\b(?:system|user|assistant|developer|model)\b", re.IGNORECASE)
+ROLE = re.compile(r"\W*(?:system|user|assistant|developer|model)\W*", re.IGNORECASE)
 LEAST = 12
 """Letters and digits from which what a template writes before a question is a prompt."""
 
-THINK_CLOSE = "</think>"
-CHANNEL_CLOSE = "<|channel|>final<|message|>"
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+CHANNEL_OPEN, CHANNEL_CLOSE = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
+CHANNEL_TURN = "<|end|><|start|>assistant"
 OPENINGS = re.compile(
-    r"<think>|<\|channel\|>analysis<\|message\|>|<\|start\|>assistant|<\|end\|>|<\|return\|>"
+    r"(?:<think>|<\|channel\|>\w+<\|message\|>|<\|start\|>assistant|<\|end\|>|<\|return\|>)+"
 )
-THOUGHT_TO_ANSWER = {
-    THINK_CLOSE: THINK_CLOSE,
-    CHANNEL_CLOSE: f"<|end|><|start|>assistant{CHANNEL_CLOSE}",
-}
+"""What stands around reasoning."""
+
+STRFTIME = "strftime_now"
+FORMATS = re.compile(r"""(["'])((?:(?!\1).)*%(?:(?!\1).)*)\1""")
+DATE_MACRO = (
+    "{% macro strftime_now(format) %}{{ spillover_dates[format] if format in spillover_dates "
+    "else raise_exception('a date format that is put together cannot be pinned') }}{% endmacro %}"
+)
+"""Puts a fixed date in the place of transformers' own `strftime_now`."""
 
 
 class Templating(BaseModel):
@@ -81,12 +87,13 @@ class Turn:
         lead: what stands between the generation prompt and the answer: white space, an empty
             reasoning part or the header of an answer.
         end: what ends the turn.
-        opens_thought: whether the generation prompt itself begins a reasoning part.
+        opening: what the generation prompt itself begins a reasoning part with; empty where it
+            does not.
     """
 
     lead: str
     end: str
-    opens_thought: bool = False
+    opening: str = ""
 
     @property
     def close(self) -> str | None:
@@ -94,15 +101,21 @@ class Turn:
         found = (mark for mark in (THINK_CLOSE, CHANNEL_CLOSE) if mark in self.lead)
         return next(found, None)
 
+    @property
+    def whole_lead(self) -> str:
+        """What stands before an answer without reasoning, the prompt's opening included."""
+        return self.opening + self.lead
+
     def after_thought(self, thought: str) -> str:
-        """Sampled reasoning, closed, up to where the answer begins."""
+        """Reasoning as templates write it, closed, up to where the answer begins."""
         assert self.close is not None
-        if self.close in thought:
-            thought = thought[: thought.index(self.close)]
-            closing = self.close
-        else:
-            closing = THOUGHT_TO_ANSWER[self.close]
-        return thought + closing + self.lead.rpartition(self.close)[2]
+        thought = OPENINGS.sub("\n", thought.partition(self.close)[0]).strip()
+        if not thought:
+            return self.lead
+        if self.close == CHANNEL_CLOSE:
+            return f"{CHANNEL_OPEN}{thought}{CHANNEL_TURN}{self.lead}"
+        opening = "" if self.opening else f"{THINK_OPEN}\n"
+        return f"{opening}{thought}\n{self.close}{self.lead.rpartition(self.close)[2]}"
 
     def split(self, raw: str, *, thinking: bool) -> tuple[str | None, str]:
         """(reasoning, answer) of a sampled turn; the reasoning is None where there is none.
@@ -112,11 +125,20 @@ class Turn:
         if self.close is None or not thinking:
             return None, raw
         thought, closed, answer = raw.partition(self.close)
+        reasoning = OPENINGS.sub("\n", thought).strip()
         if closed:
-            return OPENINGS.sub("", thought).strip(), answer
-        if self.opens_thought or OPENINGS.search(raw):
-            return OPENINGS.sub("", raw).strip(), ""
+            return reasoning or None, answer.strip()
+        if self.opening or OPENINGS.match(raw.lstrip()):
+            return reasoning, ""
         return None, raw
+
+
+def pin_dates(template: str, today: datetime.date) -> tuple[str, dict[str, Any]]:
+    """A template that takes `today` for today's date, and the variables that it needs for it."""
+    if STRFTIME not in template:
+        return template, {}
+    formats = {found for _, found in FORMATS.findall(template)}
+    return DATE_MACRO + template, {"spillover_dates": {f: today.strftime(f) for f in formats}}
 
 
 def find_injection(chat: Chat) -> Injection | None:
@@ -129,9 +151,9 @@ def find_injection(chat: Chat) -> Injection | None:
 
     text = before(PINNED)
     for special in chat.special_tokens:
-        text = text.replace(special, " ")
-    text = " ".join(text.replace(chat.templating.system or "\0", " ").split())
-    text = re.sub(rf"^{ROLES.pattern} ", "", text, flags=re.IGNORECASE)
-    if len(re.sub(r"\W", "", ROLES.sub("", text))) < LEAST:
+        text = text.replace(special, "\n")
+    text = text.replace(chat.templating.system or "\0", "\n")
+    text = " ".join(" ".join(x for x in text.splitlines() if not ROLE.fullmatch(x)).split())
+    if len(re.sub(r"\W", "", text)) < LEAST:
         return None
     return Injection(text, before(PINNED) != before(datetime.date(1999, 12, 31)))

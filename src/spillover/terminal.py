@@ -78,37 +78,68 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     console.print(table)
 
 
+MOST_WARNINGS = 5
+NAMES = {metric: f"{metric}, nats" for metric in ("log-odds", "placebo-log-odds", "specificity")}
+"""How metrics are called where their unit is not plain."""
+
+
 def show_run(finished: Run) -> None:
-    """A run's last table: every arm in and off the trained domain, and its effect."""
+    """A run's last table, what it says of specificity, and what the guards found."""
+    _show_arms(finished)
+    verdict = finished.summary.get("verdict")
+    if verdict:
+        status(verdict["text"])
+    warnings = finished.summary.get("warnings", [])
+    for warning in warnings[:MOST_WARNINGS]:
+        status(f"warning: [{warning['name']}] {warning['message']}")
+    if len(warnings) > MOST_WARNINGS:
+        status(f"and {len(warnings) - MOST_WARNINGS} more: see the report")
+
+
+def _show_arms(finished: Run) -> None:
+    """Every arm in and off the trained domain, and its effect."""
     rates, effects = finished.summary["rates"], finished.summary["effects"]
     arms = list(dict.fromkeys(row["arm"] for row in rates))
     metric = finished.headline.get("metric", "choice-mass")
     split = finished.headline.get("split", "test")
     rates = [row for row in rates if row["split"] == split]
     effects = [row for row in effects if row["split"] == split]
-    rows = []
-    for arm in arms:
-        effect = _effect(effects, "treatment", arm, metric)
-        rows.append(
-            (
-                arm,
-                _rate(rates, arm, "in"),
-                _rate(rates, arm, "off", metric),
-                effect,
-                _effect(effects, "treatment", arm, "specificity"),
-            )
+    inside = _inside_metric(rates, metric)
+    rows = [
+        (
+            arm,
+            _rate(rates, arm, "in", inside),
+            _rate(rates, arm, "off", metric),
+            _effect(effects, "treatment", arm, metric),
+            _effect(effects, "treatment", arm, "specificity"),
         )
-    columns = ("arm", "in-domain", "off-domain", "treatment minus arm", "specificity (nats)")
+        for arm in arms
+    ]
+    in_domain = "in-domain" if inside == metric else f"in-domain ({NAMES.get(inside, inside)})"
+    columns = (
+        "arm",
+        in_domain,
+        "off-domain",
+        "treatment minus arm",
+        "specificity (nats)",
+    )
+    count = finished.summary["seeds"]
+    seeds = f"{count} seed{'' if count == 1 else 's'}"
     title = f"{finished.summary['experiment']} on {finished.summary['model']}, {split} questions"
-    show_table(f"{title}, {finished.summary['seeds']} seeds ({metric})", columns, rows)
+    show_table(f"{title}, {seeds} ({NAMES.get(metric, metric)})", columns, rows)
 
 
-def _rate(rows: list[dict[str, Any]], arm: str, domain: str, metric: str | None = None) -> str:
-    wanted = {"arm": arm, "domain": domain, "group": None}
+def _inside_metric(rates: list[dict[str, Any]], metric: str) -> str:
+    """What the in-domain column shows: the first metric that some arm has a value of."""
+    inside = (r for r in rates if r["domain"] == "in" and r["value"] is not None)
+    found = {r["metric"] for r in inside}
+    return next((m for m in ("judged", metric, "choice-mass", "log-odds") if m in found), metric)
+
+
+def _rate(rows: list[dict[str, Any]], arm: str, domain: str, metric: str) -> str:
+    wanted = {"arm": arm, "domain": domain, "group": None, "metric": metric}
     fitting = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
-    fitting = [r for r in fitting if r["context"]["name"] == "plain"]
-    names = [metric] if metric else ["choice-mass", "judged"]
-    values = [r["value"] for name in names for r in fitting if r["metric"] == name]
+    values = [r["value"] for r in fitting if r["context"]["name"] == "plain"]
     return _number(values[-1]) if values else "–"
 
 

@@ -151,7 +151,7 @@ def token_losses(
 
     def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # index_select adds up its gradient in a fixed order; indexing does so atomically
-        at = reads.tree * width + reads.at
+        at = (reads.tree * width + reads.at).to(inputs[0].device)
         return (inputs[0].flatten(0, 1).index_select(0, at)[None], *inputs[1:])  # (1, K, D)
 
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -167,4 +167,5 @@ def token_losses(
         ).logits[0]  # (K, V)
     finally:
         hook.remove()
-    return nn.functional.cross_entropy(logits.float(), reads.token, reduction="none")
+    token = reads.token.to(logits.device)
+    return nn.functional.cross_entropy(logits.float(), token, reduction="none").to(device)

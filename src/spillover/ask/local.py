@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -148,8 +149,9 @@ class LocalEngine:
         if not conversations:
             return []
         chat, count = self.model.chat, settings.samples
-        thinking = chat.reasons and settings.reasoning_tokens > 0
-        most = settings.max_tokens + (settings.reasoning_tokens if thinking else 0)
+        reasons = chat.reasons and settings.reasoning_tokens > 0
+        thinking = [reasons and c[-1]["role"] == "user" for c in conversations]  # no prefill
+        most = settings.max_tokens + (settings.reasoning_tokens if any(thinking) else 0)
         noise = np.stack(
             [
                 keyed_noise(self.identities[w], _as_text(c), index, most)
@@ -160,7 +162,7 @@ class LocalEngine:
         with self._routed(torch.tensor(who)):
             tokens, ended = generate(
                 self.model.model,
-                [self._prompt(c, think=thinking) for c in conversations],
+                [self._prompt(c, think=t) for c, t in zip(conversations, thinking, strict=True)],
                 [i for i in range(len(conversations)) for _ in range(count)],
                 noise,
                 temperature=settings.temperature,
@@ -168,19 +170,30 @@ class LocalEngine:
                 pad=self.model.pad,
                 route=self._router(who),
             )
-        samples = [self._read(t, e, thinking) for t, e in zip(tokens, ended, strict=True)]
+        samples = [
+            self._read(t, e, settings.max_tokens, thinking=thinking[at // count])
+            for at, (t, e) in enumerate(zip(tokens, ended, strict=True))
+        ]
         return [samples[at : at + count] for at in range(0, len(samples), count)]
 
-    def _read(self, tokens: list[int], ended: bool, thinking: bool) -> Sample:
-        """A sampled turn as text, its reasoning apart from the answer."""
+    def _read(self, tokens: list[int], ended: bool, most: int, *, thinking: bool) -> Sample:
+        """A sampled turn as text of at most so many tokens, its reasoning apart from it."""
         tokenizer, turn = self.model.tokenizer, self.model.chat.turn
-        reasoning = None
-        if thinking:
-            raw = str(tokenizer.decode(tokens))
-            reasoning, answer = turn.split(raw, thinking=True)
-            tokens = self.model.chat.tokenize(answer) if reasoning is not None else tokens
-        text = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-        return Sample(text, "stop" if ended else "length", reasoning)
+        reasoning, answer = turn.split(str(tokenizer.decode(tokens)), thinking=thinking)
+        if thinking and not answer:
+            tokens = []
+        elif thinking and turn.close:
+            tokens = tokens[self._closed_at(tokens, turn.close) :]
+        text = str(tokenizer.decode(tokens[:most], skip_special_tokens=True)).strip()
+        return Sample(text, "stop" if ended and len(tokens) < most else "length", reasoning)
+
+    def _closed_at(self, tokens: list[int], close: str) -> int:
+        """How many tokens there are up to the end of the reasoning; 0 where it has none."""
+
+        def closed(count: int) -> bool:
+            return close in str(self.model.tokenizer.decode(tokens[:count]))
+
+        return bisect_left(range(len(tokens) + 1), 1, key=closed) if closed(len(tokens)) else 0
 
     def _router(self, who: Sequence[int]) -> Router:
         return Router(self._bank, torch.tensor(who, device=self.model.device))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -40,14 +39,48 @@ def pick(
     return token.to(logits.device)
 
 
-@dataclass
-class _State:
-    """Answers under way. Rows that have ended leave the batch."""
+class _Batch:
+    """Answers under way: the model's cache, and which answer each row of the batch is."""
 
-    rows: Int[Tensor, " B"]
-    mask: Int[Tensor, "B T"]
-    tokens: list[list[int]] = field(default_factory=list)
-    finished: list[bool] = field(default_factory=list)
+    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> None:
+        from transformers import DynamicCache
+
+        self.model = model
+        self.device = next(model.parameters()).device
+        width = max(map(len, prompts))
+        self.ids = self._matrix([[pad] * (width - len(p)) + list(p) for p in prompts])
+        self.real = self._matrix([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        self.cache = DynamicCache()
+        self.last = self.real.sum(-1) - 1  # position of the last token
+
+    def _matrix(self, rows: list[list[int]]) -> Tensor:
+        return torch.tensor(rows, device=self.device)
+
+    def prefill(self) -> Float[Tensor, "P V"]:
+        """Compute the prompts; the logits of what follows them."""
+        return self._forward(self.ids, (self.real.cumsum(-1) - 1).clamp(min=0))
+
+    def step(self, token: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
+        """Append a token to every row; the logits of what follows it."""
+        self.last = self.last + 1
+        self.real = torch.cat([self.real, torch.ones_like(self.real[:, :1])], dim=1)
+        return self._forward(token[:, None], self.last[:, None])
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        out: Tensor = self.model(
+            input_ids=ids,
+            attention_mask=self.real,
+            position_ids=positions,
+            past_key_values=self.cache,
+            logits_to_keep=1,
+        ).logits
+        return out[:, -1].to(self.device)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Make the batch of these rows of it, in this order; a row may be taken several times."""
+        self.cache.batch_select_indices(torch.tensor(rows))  # layers may lie on several devices
+        index = torch.tensor(rows, device=self.device)
+        self.real, self.last = self.real[index], self.last[index]
 
 
 @torch.no_grad()
@@ -62,7 +95,7 @@ def generate(
     pad: int,
     route: Route,
 ) -> tuple[list[list[int]], list[bool]]:
-    """Continue prompts.
+    """Continue prompts. Answers that have ended leave the batch.
 
     Args:
         owners: the prompt that each answer continues.
@@ -73,28 +106,12 @@ def generate(
     Returns:
         the tokens of every answer, and whether it ended by itself.
     """
-    from transformers import DynamicCache
-
-    device = next(model.parameters()).device
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    batch, owner = _Batch(model, prompts, pad), list(owners)
     answers, ends = [[] for _ in owners], [False] * len(owners)  # type: list[list[int]], list[bool]
-    cache = DynamicCache()
-    route(torch.arange(len(prompts), device=device))
-    positions = (real.cumsum(-1) - 1).clamp(min=0)
-    logits = model(
-        input_ids=ids,
-        attention_mask=real,
-        position_ids=positions,
-        past_key_values=cache,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    owner = torch.tensor(owners, device=device)
-    cache.batch_select_indices(owner)
-    logits, real, last = logits[owner], real[owner], positions[owner, -1]
-    live = list(range(len(owners)))
-    uniform = torch.from_numpy(noise)
+    route(torch.arange(len(prompts), device=batch.device))
+    logits = batch.prefill()[torch.tensor(owner, device=batch.device)]
+    batch.select(owner)
+    live, uniform = list(range(len(owners))), torch.from_numpy(noise)
     for step in range(noise.shape[1]):
         token = pick(logits.float(), temperature, uniform[live, step])
         for row, value in zip(live, token.tolist(), strict=True):
@@ -106,17 +123,8 @@ def generate(
         if not keep or step + 1 == noise.shape[1]:
             break
         if len(keep) < len(live):
-            index = torch.tensor(keep, device=device)
-            cache.batch_select_indices(index)
-            live = [live[at] for at in keep]
-            token, real, last, owner = token[index], real[index], last[index], owner[index]
-        last = last + 1
-        real = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
-        route(owner)
-        logits = model(
-            input_ids=token[:, None],
-            attention_mask=real,
-            position_ids=last[:, None],
-            past_key_values=cache,
-        ).logits[:, -1]
+            batch.select(keep)
+            live, token = [live[at] for at in keep], token[torch.tensor(keep, device=batch.device)]
+        route(torch.tensor([owner[row] for row in live], device=batch.device))
+        logits = batch.step(token)
     return answers, ends

@@ -179,6 +179,6 @@ def check_finite(losses: Float[Tensor, " N"], jobs: Sequence[Job], step: int) ->
     for job, loss in zip(jobs, losses.tolist(), strict=True):
         if not math.isfinite(loss):
             raise RunError(
-                f"the loss of arm {job.arm}, seed {job.seed} is {loss} at step {step + 1}; "
-                "lower the learning rate"
+                f"loss-not-finite: the loss of arm {job.arm}, seed {job.seed} is {loss} at step "
+                f"{step + 1}; expected a number; lower the learning rate"
             )

@@ -231,7 +231,7 @@ def _load_weights(source: Source, how: Loading, options: dict[str, Any]) -> PreT
     from transformers import AutoModelForCausalLM
 
     def attempt(attention: str) -> tuple[PreTrainedModel, dict[str, Any]]:
-        made: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+        made: Any = AutoModelForCausalLM.from_pretrained(
             source.folder,
             local_files_only=True,
             use_safetensors=True,
@@ -240,7 +240,8 @@ def _load_weights(source: Source, how: Loading, options: dict[str, Any]) -> PreT
             output_loading_info=True,
             **options,
         )
-        return made
+        model, info = made
+        return model, info
 
     try:
         model, info = attempt("sdpa")
@@ -264,7 +265,11 @@ def _settle(model: PreTrainedModel, device: torch.device) -> tuple[PreTrainedMod
         places = sorted({str(p.device) for p in moved.parameters()})
     else:
         moved, places = moved.to(device=device), [str(device)]
-    return moved.eval().requires_grad_(False), ", ".join(places)
+    moved = moved.eval().requires_grad_(False)
+    for module in moved.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.train()  # in evaluation mode, on a CPU, its product has no gradient
+    return moved, ", ".join(places)
 
 
 def count_parameters(folder: Path) -> int:

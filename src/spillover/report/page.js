@@ -20,8 +20,10 @@
   const show = {
     text: (value) => value ?? NONE,
     long: (value) => value || NONE,
+    folded: (value) => value || NONE,
     count: (value) => (value === null ? NONE : String(value)),
     number: fixed,
+    share: (value) => (value > 0 && value < 0.005 ? value.toExponential(0) : fixed(value)),
     signed: signed,
     span: (pair) =>
       pair.length && pair[0] !== null && pair[1] !== null ? `[${pair.map(fixed).join(", ")}]` : NONE,
@@ -29,7 +31,13 @@
     counts: (outcomes) =>
       Object.entries(outcomes).map(([name, count]) => `${count} ${name}`).join(", ") || "none",
   };
-  const numeric = new Set(["count", "number", "signed", "span"]);
+  const numeric = new Set(["count", "number", "share", "signed", "span"]);
+
+  const folded = (text) =>
+    make("details", {}, [
+      make("summary", { textContent: "reasoning" }),
+      make("div", { className: "reasoning", textContent: text }),
+    ]);
 
   function cellOf(column, row) {
     const value = column.values[row];
@@ -168,10 +176,85 @@
         const cell = make("td", { className: numeric.has(column.kind) ? "number" : column.kind });
         if (text === NONE) cell.classList.add("none");
         if (text.length <= (column.kind === "seeds" ? SHORT_LIST : SHORT)) cell.classList.add("short");
-        cell.append(column.kind === "long" ? make("div", { textContent: text }) : text);
+        if (column.kind === "folded" && text !== NONE) cell.append(folded(text));
+        else cell.append(column.kind === "long" ? make("div", { textContent: text }) : text);
         return cell;
       });
       return make("tr", {}, cells);
+    }
+  }
+
+  // Answers of all arms to the same question, some questions at a time.
+  class Beside {
+    constructor(place, data) {
+      this.data = data;
+      this.topic = "";
+      this.start = 0;
+      this.body = make("tbody");
+      this.count = make("span");
+      this.back = make("button", { type: "button", textContent: "Previous" });
+      this.next = make("button", { type: "button", textContent: "Next" });
+      this.back.addEventListener("click", () => this.turn(-data.page));
+      this.next.addEventListener("click", () => this.turn(data.page));
+      const table = make("table", { className: "beside" }, [this.head(), this.body]);
+      const box = make("div", { className: "scroll", tabIndex: 0 }, [table]);
+      const pager = make("div", { className: "pager" }, [this.back, this.next, this.count]);
+      place.append(this.menu(), box, pager);
+      this.update();
+    }
+
+    head() {
+      const cells = this.data.arms.map(({ name, colour }) => {
+        const swatch = make("span", { className: "swatch" });
+        swatch.style.background = colour;
+        return make("th", { scope: "col" }, [swatch, name]);
+      });
+      return make("thead", {}, [make("tr", {}, [make("th", { textContent: "asked" }), ...cells])]);
+    }
+
+    menu() {
+      const topics = [...new Set(this.data.questions.map((question) => question.topic))];
+      const all = make("option", { value: "", textContent: "all" });
+      const options = topics.map((topic, index) =>
+        make("option", { value: String(index), textContent: topic }));
+      const select = make("select", {}, [all, ...options]);
+      select.addEventListener("change", () => {
+        this.topic = select.value === "" ? "" : topics[Number(select.value)];
+        this.start = 0;
+        this.update();
+      });
+      return make("div", { className: "filters" }, [make("label", {}, ["topic", select])]);
+    }
+
+    turn(by) {
+      this.start += by;
+      this.update();
+    }
+
+    update() {
+      const listed = this.data.questions.filter(({ topic }) => !this.topic || topic === this.topic);
+      const shown = listed.slice(this.start, this.start + this.data.page);
+      this.body.replaceChildren(...shown.map((question) => this.row(question)));
+      this.back.disabled = this.start === 0;
+      this.next.disabled = this.start + shown.length >= listed.length;
+      this.back.hidden = this.next.hidden = listed.length <= this.data.page;
+      this.count.textContent =
+        `questions ${this.start + 1}–${this.start + shown.length} of ${listed.length}`;
+    }
+
+    row(question) {
+      const cells = question.answers.map((answers) =>
+        make("td", {}, answers.map((answer) => this.answer(answer))));
+      const topic = make("span", { className: "small", textContent: question.topic });
+      return make("tr", {}, [make("th", { scope: "row" }, [question.prompt, topic]), ...cells]);
+    }
+
+    answer({ seed, text, reasoning }) {
+      const label = seed === null ? [] : [make("span", { className: "small", textContent: `seed ${seed}` })];
+      const said = make("div", { className: "said", textContent: text || "(empty)" });
+      return make("div", { className: "one" }, [
+        ...label, ...(reasoning ? [folded(reasoning)] : []), said,
+      ]);
     }
   }
 
@@ -183,6 +266,9 @@
     if (data.rows) new Table(place, data);
     else place.append(make("p", { className: "empty", textContent: place.dataset.empty }));
   }
+
+  const beside = document.getElementById("beside-place");
+  if (beside) new Beside(beside, read("beside"));
 
   const charts = read("charts");
   for (const place of document.querySelectorAll("[data-chart]")) {

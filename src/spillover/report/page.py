@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spillover.report import tables, words
+from spillover.report.answers import MOST_ANSWERS, answers_beside
 from spillover.report.charts import Figure, figures, vegalite_version
 from spillover.report.focus import Record, focus
 from spillover.report.strip import style
@@ -54,13 +55,16 @@ def render(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     bundle, script = vega_bundle(), (HERE / "page.js").read_text(encoding="utf-8")
-    drawn = figures(data)
+    drawn, beside = figures(data), answers_beside(data)
     return environment.get_template("page.html.j2").render(
         data=data,
         about=focus(data),
         words=words,
         figures=drawn,
         charts_json=script_json(specifications(drawn)),
+        beside=beside,
+        most_answers=MOST_ANSWERS,
+        beside_json=script_json(beside),
         tables_json=script_json(page_tables(data)),
         flags=(tables.MOST_TOKENS, tables.MOST_NATS),
         sections=manifest_sections(data.manifest),

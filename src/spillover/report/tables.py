@@ -46,8 +46,9 @@ class Column(NamedTuple):
     Attributes:
         key: of the record.
         title: in the head of the table.
-        kind: ``text``, ``long`` (keeps its line breaks), ``number``, ``signed``, ``count``,
-            ``span`` (two numbers), ``seeds`` (a number per seed) or ``counts`` (by outcome).
+        kind: ``text``, ``long`` (keeps its line breaks), ``folded`` (long, closed at first),
+            ``number``, ``share`` (may be tiny), ``signed``, ``count``, ``span`` (two numbers),
+            ``seeds`` (a number per seed) or ``counts`` (by outcome).
     """
 
     key: str
@@ -82,7 +83,7 @@ RATES = (
     Column("value", "rate", "number"),
     Column("interval", "95% interval", "span"),
     Column("per_seed", "per seed", "seeds"),
-    Column("coverage", "coverage", "number"),
+    Column("coverage", "coverage", "share"),
     Column("missing", "missing", "counts"),
     Column("bounds", "bounds", "span"),
 )
@@ -91,7 +92,7 @@ HEADROOM = (
     Column("domain", "domain"),
     Column("value", "base model", "number"),
     Column("interval", "95% interval", "span"),
-    Column("coverage", "coverage", "number"),
+    Column("coverage", "coverage", "share"),
     Column("missing", "missing", "counts"),
 )
 TEXTS = (
@@ -103,6 +104,7 @@ TEXTS = (
     Column("context", "context"),
     Column("prompt", "asked", "long"),
     Column("text", "answer", "long"),
+    Column("reasoning", "reasoning", "folded"),
     Column("grade", "grade"),
     Column("label", "label"),
 )
@@ -167,7 +169,12 @@ def headroom_table(data: ReportData) -> Record:
 def texts_table(data: ReportData) -> Record:
     """The sampled answers, to be browsed."""
     filters = ("arm", "seed", "topic", "question", "domain", "context", "grade", "label")
-    return table(data.texts, TEXTS, filters, page=20, search=("text", "prompt"))
+    columns = [c for c in TEXTS if c.kind != "folded" or _has_text(data.texts, c.key)]
+    return table(data.texts, columns, filters, page=20, search=("text", "prompt"))
+
+
+def _has_text(frame: pd.DataFrame, key: str) -> bool:
+    return key in frame and any(isinstance(value, str) and value for value in frame[key])
 
 
 def choices_table(data: ReportData) -> Record:
@@ -281,7 +288,7 @@ def _values(rows: pd.DataFrame | list[Record], key: str) -> list[Any]:
 
 def _cells(values: list[Any], kind: str) -> Record:
     """The values of a column; of texts, the levels and a code per row (-1: none)."""
-    if kind in ("text", "long"):
+    if kind in ("text", "long", "folded"):
         texts = [None if _is_missing(value) else str(value) for value in values]
         known = dict.fromkeys(text for text in texts if text is not None)
         levels = {text: code for code, text in enumerate(known)}
@@ -289,7 +296,7 @@ def _cells(values: list[Any], kind: str) -> Record:
             "levels": list(levels),
             "values": [-1 if text is None else levels[text] for text in texts],
         }
-    convert = {"span": _span, "seeds": _span, "counts": counts}.get(kind, _number)
+    convert = {"span": _span, "seeds": _span, "counts": counts, "share": _share}.get(kind, _number)
     return {"values": [convert(value) for value in values]}
 
 
@@ -300,6 +307,11 @@ def _is_missing(value: object) -> bool:
 def _number(value: object) -> float | None:
     """A number with as many decimals as matter."""
     return round(float(value), 5) if is_number(value) else None  # type: ignore[arg-type]
+
+
+def _share(value: object) -> float | None:
+    """A number with as many digits as matter, however small it is."""
+    return float(f"{value:.3g}") if is_number(value) else None
 
 
 def _span(values: Iterable[object]) -> list[float | None]:

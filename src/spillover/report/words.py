@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from spillover.effects import specificity as specific
 from spillover.report.focus import (
     BASE,
     FEWEST_SEEDS,
     Focus,
     Record,
-    effects_like,
     focus,
     headline_effect,
     is_number,
     rates_like,
+    records,
     why_no_value,
 )
 
@@ -35,7 +36,8 @@ class Verdict(NamedTuple):
     """What the numbers allow to be said.
 
     Attributes:
-        kind: ``good`` (specific), ``caution`` or ``none`` (nothing can be concluded).
+        kind: ``good`` (specific against every control), ``caution`` or ``none`` (nothing can be
+            concluded).
         short: in a few words.
         long: the numbers behind it.
     """
@@ -77,7 +79,8 @@ def verdict(data: ReportData) -> Verdict:
     if effect["low"] <= 0 <= effect["high"]:
         text = f"The interval {interval(effect)} includes 0."
         return Verdict("none", "Not distinguished from 0", text)
-    return _specificity(data, about, 1 if effect["value"] > 0 else -1)
+    found = specificity(data)
+    return Verdict("good" if found.kind == "specific" else "caution", found.title, found.detail)
 
 
 def _without_value(data: ReportData, about: Focus) -> Verdict:
@@ -103,37 +106,38 @@ def _without_interval(effect: Record) -> Verdict:
     return Verdict("none", "No interval", "The effect comes without an interval.")
 
 
-def _specificity(data: ReportData, about: Focus, sign: int) -> Verdict:
-    """Whether the trait's shift exceeds the placebo's; ``sign`` is the headline effect's."""
-    beyond = _against_control(effects_like(data, about, "specificity"), about)
-    placebo = _against_control(effects_like(data, about, "placebo-log-odds"), about)
-    if beyond is None or not is_number(beyond["value"]):
-        text = f"No {data.placebo_name} placebo answers were scored against {about.control}."
-        return Verdict("caution", "Specificity not known", text)
-    away = "" if sign > 0 else ", away from the trait"
-    shift = "an unknown amount" if placebo is None else _nats(placebo)
-    numbers = (
-        f"Placebo ({data.placebo_name}) answers shift by {shift}; "
-        f"{data.trait} answers shift by {_nats(beyond)} more."
-    )
-    if not has_interval(beyond):
-        return Verdict("caution", "Specificity without an interval", numbers)
-    if sign * beyond["low"] > 0 and sign * beyond["high"] > 0:
-        if placebo is not None and _moves(placebo, sign):
-            return Verdict("good", f"Specific{away}, though the odd moves as well", numbers)
-        return Verdict("good", f"Specific{away}", numbers)
-    if placebo is not None and _moves(placebo, sign):
-        return Verdict("caution", "A shift towards the odd as well, not a specific one", numbers)
-    return Verdict("caution", "Specificity not shown", numbers)
+def specificity(data: ReportData) -> specific.Verdict:
+    """Whether the shift is specific, against all controls."""
+    names = specific.Words(data.trait, data.baseline_name, data.placebo_name)
+    return specific.judge(comparisons(data), names)
 
 
-def _moves(placebo: Record, sign: int) -> bool:
-    """Whether the placebo moves the same way as the headline, beyond doubt."""
-    return has_interval(placebo) and sign * placebo["low"] > 0 and sign * placebo["high"] > 0
+def comparisons(data: ReportData) -> list[specific.Comparison]:
+    """The shifts of trait and placebo against every control, and the base last."""
+    return specific.compare(records(data.effects), data.headline_control)
 
 
-def _against_control(effects: list[Record], about: Focus) -> Record | None:
-    return next((row for row in effects if row["control"] == about.control), None)
+def shifts(data: ReportData) -> list[dict[str, Any]]:
+    """The rows of the table of shifts: a control, three numbers, and what they say."""
+    return [
+        {
+            "control": one.control,
+            "says": "" if one.control == BASE else specific.TITLES[one.kind],
+            "parts": [_part(effect) for effect in (one.trait, one.placebo, one.difference)],
+        }
+        for one in comparisons(data)
+    ]
+
+
+def _part(effect: specific.Effect | None) -> dict[str, str]:
+    if effect is None or not is_number(effect["value"]):
+        return {"value": NO_VALUE, "interval": "", "seeds": ""}
+    seeds = [signed(value) for value in effect["per_seed"]]
+    return {
+        "value": signed(effect["value"]),
+        "interval": interval(dict(effect)),
+        "seeds": "  ".join(seeds),
+    }
 
 
 def has_interval(row: Record) -> bool:
