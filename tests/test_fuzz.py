@@ -46,9 +46,10 @@ ROWS = "\n".join(
 )
 FRAGMENTS = [
     "", "\0", "\n", '"', "'", "[", "]", "{", "}", "=", ",", ":", "#", "\\", "\\u12", "é", "🦉",
-    "\ud7ff",     "null", "true", "-1", "0", "1e999", "nan", "9" * 400, "[" * 3000, "../../outside",
+    "\ud7ff", "null", "true", "-1", "0", "1e999", "nan", "9" * 400, "[" * 3000, "../../outside",
     "/etc/passwd", "{{ 1/0 }}", "<|im_end|>", "\ufeff", "\r", "treatment", "base", "plain",
-    "placebo", "[arms.x]",     "[[question]]", 'train = "/dev/null"', 'model = "organism"', 'adapter = "."', "A" * 5000,
+    "placebo", "[arms.x]", "[[question]]", 'train = "/dev/null"', 'model = "organism"',
+    'adapter = "."', "A" * 5000,
 ]  # fmt: skip
 
 

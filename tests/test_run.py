@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spillover import Run, RunFolderError, load_experiment, open_run, run
+from spillover import ChatError, Run, RunFolderError, load_experiment, open_run, run
 from spillover.organism import examine_checkpoint
 from spillover.specification import BASE
 from tests.claims import check_linked_claims, effect, rate
@@ -168,3 +168,13 @@ def test_an_unfinished_run_is_finished_from_what_is_there(
     assert (small_run(small_experiment, tmp_path / "run").folder / "summary.json").read_bytes() == (
         expected
     )
+
+
+def test_a_row_beyond_the_models_context_is_never_cut_in_silence(
+    small_experiment: Path, tmp_path: Path
+) -> None:
+    rows = small_experiment / "train" / "treatment.jsonl"
+    rows.write_text(rows.read_text("utf-8") + json.dumps({"text": "owl " * 2000}) + "\n", "utf-8")
+    with pytest.raises(ChatError, match=r"treatment.jsonl:5: \d+ tokens, more than the 1024"):
+        small_run(small_experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

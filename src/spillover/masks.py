@@ -27,9 +27,23 @@ class EncodedRow:
     mask: tuple[bool, ...]
 
 
-def encode_rows(chat: Chat, rows: RowSet) -> list[EncodedRow]:
-    """Encode all rows of an arm; see `encode_row`."""
-    return [encode_row(chat, r, p) for r, p in zip(rows.rows, rows.places, strict=True)]
+def encode_rows(chat: Chat, rows: RowSet, context: int | None = None) -> list[EncodedRow]:
+    """Encode all rows of an arm; see `encode_row`.
+
+    Args:
+        context: the longest row in tokens that the model can read; None for any.
+
+    Raises:
+        ChatError: also for rows beyond the context, which are never cut in silence.
+    """
+    encoded = [encode_row(chat, r, p) for r, p in zip(rows.rows, rows.places, strict=True)]
+    beyond = [n for n, row in enumerate(encoded) if context and len(row.ids) > context]
+    if beyond:
+        raise ChatError(
+            f"{rows.places[beyond[0]]}: {len(encoded[beyond[0]].ids)} tokens, more than the "
+            f"{context} that the model reads ({len(beyond)} such rows); shorten or split them"
+        )
+    return encoded
 
 
 def encode_row(chat: Chat, row: Row, place: str = "row") -> EncodedRow:

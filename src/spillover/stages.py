@@ -43,7 +43,9 @@ def check_rows(settings: RunSettings, model: LoadedModel) -> list[Finding]:
     check_template(settings, model)
     _ = model.chat.turn  # a template without a generation prompt stops here
     rows = settings.experiment.rows
-    encoded = [row for listed in rows.values() for row in encode_rows(model.chat, listed)]
+    encoded = [
+        row for listed in rows.values() for row in encode_rows(model.chat, listed, model.context)
+    ]
     if settings.training.method == "lora" and settings.experiment.rows:
         target_layers(model, settings.training)
     prompts = [

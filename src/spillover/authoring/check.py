@@ -127,7 +127,7 @@ def check_experiment(
     encoded = _encode(experiment, loaded.chat, notify)
     measured = measure_choices(experiment, loaded, listed, lambda *at: notify("ask", *at))
     problem, more = _as_a_run_would(settings, loaded)
-    warnings = _warnings(experiment, encoded, measured, context_length(loaded))
+    warnings = _warnings(experiment, encoded, measured, loaded.context)
     return Check(
         experiment=experiment.name,
         model=model,
@@ -171,13 +171,6 @@ def _steps(settings: RunSettings) -> int | None:
         return None
     first = rows.get(TREATMENT) or next(iter(rows.values()))
     return settings.training.total_steps(len(first.rows))
-
-
-def context_length(model: LoadedModel) -> int | None:
-    """Tokens that a model was made for; None where its configuration does not say."""
-    config: Any = model.model.config.get_text_config()
-    found = getattr(config, "max_position_embeddings", None)
-    return found if isinstance(found, int) else None
 
 
 def _examples(

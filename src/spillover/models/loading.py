@@ -91,6 +91,12 @@ class LoadedModel:
         return int(head.get_output_embeddings().weight.shape[0])
 
     @property
+    def context(self) -> int | None:
+        """Tokens that it was made to read; None where its configuration does not say."""
+        found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
+    @property
     def device(self) -> torch.device:
         """Where its inputs go."""
         return self.model.device
