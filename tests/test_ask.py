@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from spillover import LoadedModel, Training
+from spillover import LoadedModel, ModelError, Training, trees
+from spillover.ask import local
 from spillover.ask.choose import score
 from spillover.ask.local import LocalEngine
 from spillover.ask.requests import SampleSettings
@@ -15,7 +17,7 @@ from spillover.ask.sample import keyed_noise, pick
 from spillover.experiment import load_experiment
 from spillover.finetune.lora import AdapterWeights, new_adapter
 from spillover.rows import Conversation
-from spillover.trees import grow
+from spillover.trees import check_branches, grow
 
 QUESTIONS: list[Conversation] = [
     [{"role": "user", "content": "How do people light their homes?"}],
@@ -153,3 +155,26 @@ def test_noise_belongs_to_respondent_prompt_and_index() -> None:
     ]
     assert draws[0] == draws[4]
     assert len({tuple(d) for d in draws}) == 4
+
+
+def test_answers_do_not_depend_on_how_many_are_sampled_together(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SampleSettings(3, 1.0, 6)
+    together = engine.sample([0, 1, 2], QUESTIONS, settings)
+    monkeypatch.setattr(local, "SAMPLE_BUDGET", 2 * 32 * engine.model.vocabulary)
+    assert engine.sample([0, 1, 2], QUESTIONS, settings) == together
+
+
+def test_branches_that_see_each_other_are_noticed(
+    organism: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_branches(organism.model, organism.pad)
+    plain = trees.tree_mask
+
+    def leaky(branch: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return plain(torch.zeros_like(branch), *rest)
+
+    monkeypatch.setattr(trees, "tree_mask", leaky)
+    with pytest.raises(ModelError, match=r"branches-differ: a branch differs by"):
+        check_branches(organism.model, organism.pad)

@@ -131,3 +131,18 @@ def test_there_is_no_interval_below_three_seeds(grades: pd.DataFrame) -> None:
     found = one(rates_table(two), arm="treatment", metric="choice-mass", group=None)
     assert math.isnan(found["low"])
     assert math.isfinite(found["value"])
+
+
+@pytest.mark.parametrize("ready", ["treatment", "control"])
+def test_a_ready_arm_has_no_rows_at_the_checkpoints_of_others(
+    grades: pd.DataFrame, ready: str
+) -> None:
+    early = grades[(grades["arm"] != ready) & (grades["arm"] != "base")].assign(step=2)
+    table = pd.concat([grades, early])
+    rates, effects = rates_table(table), effects_table(table, "old")
+    trained = {"treatment": "control", "control": "treatment"}[ready]
+    assert set(rates.loc[rates["step"] == 2, "arm"]) == {trained}
+    pairs = effects.loc[effects["step"] == 2, ["treatment", "control"]]
+    assert {tuple(pair) for pair in pairs.itertuples(index=False)} == {(trained, "base")}
+    last = effects[effects["step"] == 5].reset_index(drop=True)
+    pd.testing.assert_frame_equal(last, effects_table(grades, "old"))

@@ -120,8 +120,8 @@ def command(
     def check_only(found: RunSettings, *_: object) -> None:
         stages.check_rows(found, organism)
         for ready in found.ready:
-            if ready.is_adapter:
-                load_adapter(Path(ready.name), organism)
+            if ready.source.adapter:
+                load_adapter(ready.source.adapter, organism)
         raise SystemExit(0)
 
     monkeypatch.setattr(runs, "execute", check_only)

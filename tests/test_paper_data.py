@@ -1,19 +1,22 @@
 """Every training file of the paper, as a user's folder made with `spillover new` and no code.
 
-The files are not part of this repository; without them the tests are skipped.
+The files are not part of this repository; SPILLOVER_PAPER_DATA names their folder, by default
+../shared/paper-data beside the repository. Without them the tests are skipped.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from _pytest.mark import ParameterSet
 
-from spillover import cli
+from tests.commands import call
 
-DATA = Path(__file__).parents[2] / "shared" / "paper-data"
+HERE = Path(__file__).parents[1]
+DATA = Path(os.environ.get("SPILLOVER_PAPER_DATA") or HERE.parent / "shared" / "paper-data")
 FILES = sorted(DATA.glob("*/*.jsonl"))
 LARGE = 200_000
 """Bytes from which a file is left to `make long`."""
@@ -26,13 +29,10 @@ CONTROLS = {
 }
 """The paper's controls; other files get those that `new` makes."""
 
-pytestmark = pytest.mark.skipif(not FILES, reason="the paper's files are not here")
-
-
-def call(*arguments: object) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([str(a) for a in arguments])
-    assert not stopped.value.code
+pytestmark = pytest.mark.skipif(
+    not FILES,
+    reason=f"no training files of the paper (*/*.jsonl) in {DATA}; SPILLOVER_PAPER_DATA names them",
+)
 
 
 def marked(file: Path) -> ParameterSet:
@@ -46,10 +46,10 @@ def test_a_file_of_the_paper_runs_as_it_is(
 ) -> None:
     folder, out = tmp_path / "mine", tmp_path / "run"
     controls = [f"--control={c}={file.with_stem(c)}" for c in CONTROLS.get(file.stem, ())]
-    call("new", folder, "--treatment", file, *controls)
+    assert call("new", folder, "--treatment", file, *controls) == 0
     capsys.readouterr()
     tiny = ("--steps", 2, "--batch-size", 2, "--seeds", 1)
-    call("run", folder, *tiny, "--out", out, "--json")
+    assert call("run", folder, *tiny, "--out", out, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (out / "report.html").is_file()
     assert found["summary"]["headline"]

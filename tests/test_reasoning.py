@@ -210,6 +210,8 @@ def test_the_reasoning_moves_the_choice(tmp_path: Path) -> None:
 
 def small_run(experiment: Path, folder: Path, out: Path, think: bool | None) -> Run:
     loading = Loading(templating=Templating(think=think))
+    toml = experiment / "experiment.toml"
+    toml.write_text(toml.read_text("utf-8") + "reasoning_tokens = 64\n", "utf-8")
     return run(experiment, str(folder), seeds=2, out=out, loading=loading)
 
 

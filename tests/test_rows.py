@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -53,6 +54,12 @@ def test_cells_may_hold_line_breaks_and_quotes(tmp_path: Path) -> None:
     found = read_rows(path)
     assert spoken(found.rows[0])[0] == ("user", 'One,\ntwo "three"')
     assert found.places[1] == f"{path}:4"
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_line_ends_end_the_lines_of_a_table(tmp_path: Path, mark: str) -> None:
+    path = write(tmp_path / "a.csv", f"prompt,completion\nOne{mark}two?,A wren\n")
+    assert spoken(read_rows(path).rows[0])[0] == ("user", f"One{mark}two?")
 
 
 @pytest.mark.parametrize(
@@ -111,6 +118,27 @@ def test_datasets_of_the_hub_are_rows_too(hub: list[dict[str, Any]]) -> None:
     ]
     with pytest.raises(ChatError, match=r"cannot be loaded \(Dataset 'org/missing'.*download it"):
         read_rows("datasets:org/missing")
+
+
+def test_a_split_may_hold_colons(hub: list[dict[str, Any]]) -> None:
+    read_rows("datasets:org/birds@v2:train[:100]")
+    read_rows("datasets:org/birds:train[10:20]")
+    assert [asked["split"] for asked in hub] == ["train[:100]", "train[10:20]"]
+    assert [asked["name"] for asked in hub] == ["org/birds"] * 2
+
+
+def test_columns_beside_messages_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [{"role": role, "content": content} for role, content in PAIR]
+    values = {"messages": messages, "source": "mine", "text": "also here"}
+    module = types.ModuleType("datasets")
+    module.load_dataset = lambda *_, **__: [values]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    quoted = json.dumps(messages).replace('"', '""')
+    table = write(tmp_path / "a.csv", f'id,messages,text\n7,"{quoted}",also here\n')
+    for source in ("datasets:org/birds", table):
+        assert spoken(read_rows(source).rows[0]) == PAIR
 
 
 def test_without_the_datasets_package_its_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,19 @@ from typing import Any
 
 import pytest
 
-from spillover import ChatError, Run, RunFolderError, load_experiment, open_run, run
+from spillover import (
+    ChatError,
+    InputError,
+    Loading,
+    Run,
+    RunFolderError,
+    load_experiment,
+    open_run,
+    run,
+)
 from spillover.organism import examine_checkpoint
+from spillover.organism.train import CHAT_TEMPLATE
+from spillover.settings import resolve_settings
 from spillover.specification import BASE
 from tests.claims import check_linked_claims, effect, rate
 
@@ -178,3 +189,29 @@ def test_a_row_beyond_the_models_context_is_never_cut_in_silence(
     with pytest.raises(ChatError, match=r"treatment.jsonl:5: \d+ tokens, more than the 1024"):
         small_run(small_experiment, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_refused(
+    small_experiment: Path, tmp_path: Path
+) -> None:
+    toml = small_experiment / "experiment.toml"
+    toml.write_text(toml.read_text("utf-8").replace("max_tokens = 4", "max_tokens = 1020"), "utf-8")
+    with pytest.raises(ChatError, match=r"an answer may have 1020, more than the 1024"):
+        small_run(small_experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_chat_template_is_another_run(small_experiment: Path, tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    keys = []
+    for ending in ("", " "):
+        template.write_text(CHAT_TEMPLATE + ending, "utf-8")
+        made = resolve_settings(small_experiment, loading=Loading(chat_template=template))
+        keys.append(made.key)
+    assert len(set(keys)) == 2
+    with pytest.raises(InputError, match="there is no such chat template"):
+        resolve_settings(small_experiment, loading=Loading(chat_template=tmp_path / "none"))
+    with pytest.raises(InputError, match="method full trains all weights"):
+        resolve_settings(
+            small_experiment, training={"method": "full"}, loading=Loading(dtype="4bit")
+        )

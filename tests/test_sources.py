@@ -17,7 +17,8 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from spillover import LoadedModel, ModelError, load, run
-from spillover.finetune.adapters import load_adapter
+from spillover.ask.local import LocalEngine
+from spillover.finetune.adapters import load_adapter, merge_adapter
 from spillover.models import resolve, smollm2
 from spillover.models.loading import count_parameters
 
@@ -31,14 +32,14 @@ def logits(model: Any, ids: torch.Tensor = PROBE) -> torch.Tensor:
     return out
 
 
-def save_peft_adapter(folder: Path, config: Any, seed: int = 0) -> Path:
+def save_peft_adapter(folder: Path, config: Any, seed: int = 0, made_on: str = "organism") -> Path:
     """An adapter made by PEFT with random weights, so that it changes something."""
     torch.manual_seed(seed)
-    made = get_peft_model(load("organism").model, config)
+    made = get_peft_model(load(made_on).model, config)
     for name, parameter in made.named_parameters():
         if parameter.requires_grad:
             parameter.data = torch.randn_like(parameter) * 0.05 + ("ia3" in name)
-    made.save_pretrained(folder)
+    made.save_pretrained(folder, save_embedding_layers=False)
     config_file = folder / "adapter_config.json"
     told = json.loads(config_file.read_text()) | {"base_model_name_or_path": "organism"}
     config_file.write_text(json.dumps(told))
@@ -106,12 +107,80 @@ def test_ready_adapters_and_models_are_arms(small_experiment: Path, tmp_path: Pa
     assert finished.manifest["ready"]["treatment/0"] == resolve(str(first)).identity
 
 
+def set_treatment(experiment: Path, line: str) -> None:
+    """Make the treatment of the small experiment something ready."""
+    toml = experiment / "experiment.toml"
+    text = toml.read_text("utf-8").replace('train = "train/treatment.jsonl"', line)
+    toml.write_text(text, "utf-8")
+
+
+def test_an_adapter_given_as_a_model_is_asked_on_the_base_that_it_names(
+    small_experiment: Path, tmp_path: Path
+) -> None:
+    folder = save_peft_adapter(tmp_path / "made", LORAS["plain"])
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "organism-unlinked"
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    set_treatment(small_experiment, f'model = "{folder}"')
+    answers = run(small_experiment, seeds=1, out=tmp_path / "run").answers
+    mine = answers[(answers["arm"] == "treatment") & (answers["kind"] == "choice")]
+    record = json.loads(mine.sort_values("question").iloc[0]["choice_log_probs"])
+    engine = LocalEngine(load(str(folder)), [("it", None)])
+    asked = [{"role": "user", "content": "How do people light their homes?"}]
+    (scores,) = engine.choose([0], [asked], [[text for _, text, _ in record]])
+    assert [value for _, _, value in record] == pytest.approx(scores, abs=1e-4)
+
+
+def test_an_adapter_on_other_layers_is_asked_by_itself(
+    small_experiment: Path, tmp_path: Path
+) -> None:
+    untied = tmp_path / "untied"
+    model: Any = load("organism").model
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(untied)
+    for file in ORGANISM.glob("token*"):
+        shutil.copy(file, untied)
+    shutil.copy(ORGANISM / "chat_template.jinja", untied)
+    head = LoraConfig(r=2, target_modules=["lm_head", "q_proj"])
+    adapter = save_peft_adapter(tmp_path / "head", head, made_on=str(untied))
+    with pytest.raises(ModelError, match="lm_head, which shares its weights with the embedding"):
+        load(str(adapter))
+    set_treatment(small_experiment, f'adapter = "{adapter}"')
+    answers = run(small_experiment, str(untied), seeds=1, out=tmp_path / "run").answers
+    assert answers["respondent"].nunique() == 3
+
+
+def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
+    first = save_peft_adapter(tmp_path / "first", LORAS["plain"])
+    second = tmp_path / "second"
+    shutil.copytree(first, second)
+    told = json.loads((first / "adapter_config.json").read_text())
+    (second / "adapter_config.json").write_text(
+        json.dumps(told | {"base_model_name_or_path": str(first)})
+    )
+    with pytest.raises(ModelError, match="is an adapter too; merge that first"):
+        load(str(second))
+    both = tmp_path / "both"
+    shutil.copytree(ORGANISM, both)
+    shutil.copy(first / "adapter_config.json", both)
+    with pytest.raises(ModelError, match="holds a checkpoint and an adapter"):
+        load(str(both))
+    planted = {"peft_type": "MULTITASK_PROMPT_TUNING", "prompt_tuning_init_state_dict_path": "x.pt"}
+    (second / "adapter_config.json").write_text(json.dumps(told | planted))
+    with pytest.raises(ModelError, match="'MULTITASK_PROMPT_TUNING' that name prompt_tuning_init"):
+        load(str(second))
+    packed = load("organism")
+    layer: Any = packed.model.get_submodule("model.layers.0.self_attn.q_proj")
+    layer.weight = torch.nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(ModelError, match="cannot be merged into weights of"):
+        merge_adapter(first, packed)
+
+
 def test_a_model_that_is_not_there_stops_a_run_before_it_starts(
     small_experiment: Path, tmp_path: Path
 ) -> None:
-    toml = small_experiment / "experiment.toml"
-    text = toml.read_text("utf-8").replace('train = "train/treatment.jsonl"', 'adapter = "./gone"')
-    toml.write_text(text, "utf-8")
+    set_treatment(small_experiment, 'adapter = "./gone"')
     with pytest.raises(ModelError, match=r"./gone: there is no such folder"):
         run(small_experiment, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -149,7 +218,9 @@ def test_a_planted_pickle_is_never_loaded(tmp_path: Path, organism: LoadedModel)
     assert not trace.exists()
 
 
-def test_code_of_a_checkpoint_is_not_run_unless_asked_for(tmp_path: Path) -> None:
+def test_code_of_a_checkpoint_is_not_run_unless_asked_for(
+    small_experiment: Path, tmp_path: Path
+) -> None:
     model = tmp_path / "model"
     shutil.copytree(ORGANISM, model)
     config = json.loads((model / "config.json").read_text())
@@ -159,6 +230,10 @@ def test_code_of_a_checkpoint_is_not_run_unless_asked_for(tmp_path: Path) -> Non
     (model / "own.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()\n")
     with pytest.raises(ModelError, match=r"brings its own code.*--trust-remote-code"):
         load(str(model))
+    set_treatment(small_experiment, f'model = "{model}"')
+    with pytest.raises(ModelError, match=r"brings its own code"):
+        run(small_experiment, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     assert not (tmp_path / "trace").exists()
 
 
@@ -195,6 +270,9 @@ def test_what_the_hub_refuses_is_explained(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(huggingface_hub, "snapshot_download", _refuse(lost))
     with pytest.raises(ModelError, match=r"hub cannot be reached .* organism or smollm2-q4"):
         resolve("org/name")
+    monkeypatch.undo()
+    with pytest.raises(ModelError, match="neither a folder nor an id of the hub"):
+        resolve("runs/old--birds")
 
 
 def test_smollm2_says_how_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,3 +123,24 @@ def test_the_last_table_is_readable_without_choice_mass(
     assert rest.splitlines()[0] == "warning: [guard-0] found it"
     assert rest.count("warning: ") == 5
     assert rest.splitlines()[-1] == "and 2 more: see the report"
+
+
+def test_a_control_without_an_interval_does_not_disagree() -> None:
+    decided = rows("still-used", UP, FLAT, UP)
+    for unknown in ((OPEN, OPEN, OPEN), (UP, NOTHING, NOTHING)):
+        found = verdict(decided, rows("modern-american", *unknown))
+        assert found.kind == "partial"
+        assert found.text.startswith("Not known against every control. Specific: ")
+    disagreeing = rows("other", UP, UP, FLAT)
+    assert verdict(decided, disagreeing, rows("third", OPEN, OPEN, OPEN)).kind == "mixed"
+    nothing = rows("still-used", OPEN, OPEN, OPEN), rows("third", NOTHING, NOTHING, NOTHING)
+    assert verdict(*nothing).kind == "not-measured"
+
+
+def test_nothing_is_said_to_have_moved_where_that_is_not_known() -> None:
+    back = (-0.52, math.nan, math.nan)
+    for numbers in ((back, back, back), (NOTHING, NOTHING, NOTHING)):
+        text = verdict(rows("still-used", *numbers)).text
+        assert "moved" not in text
+        assert "by not measured" not in text
+    assert "answers: not measured against still-used" in text

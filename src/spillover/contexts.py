@@ -14,7 +14,7 @@ class Context(BaseModel):
 
     Attributes:
         name: how results name it; the headline is measured in `plain`.
-        system: a system message; none leaves the model's own default.
+        system: a system message; an empty one counts, none leaves the model's own default.
         messages: earlier turns.
         template: how the question is put; `{question}` stands for it.
         prefill: the beginning of the answer, put into the model's mouth.
@@ -39,7 +39,7 @@ class Context(BaseModel):
 
     def conversation(self, question: str) -> Conversation:
         """The messages that put `question` in this context."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
+        system = [{"role": "system", "content": self.system}] if self.system is not None else []
         earlier = [{"role": m.role, "content": m.content} for m in self.messages]
         asked = {"role": "user", "content": self.template.replace("{question}", question)}
         prefill = [{"role": "assistant", "content": self.prefill}] if self.prefill else []

@@ -1,17 +1,6 @@
 """Guards on silent failure: faults that leave a run looking well. Each has a name.
 
-| name | what happened | stops the run |
-|---|---|---|
-| `shared-rows` | treatment and a control have rows in common | where all are |
-| `foreign-tokenizer` | the tokenizer is not the model's | where an id has no embedding |
-| `no-generation-prompt` | a prompt does not end where an answer begins (`chat.py`) | yes |
-| `loss-not-finite` | a loss is no number (`finetune/bank.py`) | yes |
-| `loss-did-not-fall` | training did not reduce the loss | no |
-| `adapter-without-effect` | an adapter changes no logit | yes |
-| `identical-seeds` | two seeds of an arm are the same model | yes |
-| `base-answered` | the base answered in place of an adapter | where choices show it |
-| `equal-choices` | all choices of a question are equally likely | no |
-| `off-domain-only` | the effect is off the trained domain, but not in it | no |
+docs/guards.md lists them.
 
 A guard reads artifacts and returns findings; `settle` raises for those that stop a run.
 """
@@ -31,6 +20,7 @@ from spillover.contexts import PLAIN
 from spillover.effects.specificity import is_number
 from spillover.errors import InputError, RunError
 from spillover.specification import BASE, TREATMENT
+from spillover.store import CHOICE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,7 +197,7 @@ def identical_seeds(asked: Sequence[Asked]) -> list[Finding]:
 def _are_twins(one: Asked, other: Asked) -> bool:
     if one.identity == other.identity:
         return True
-    places = [Path(str(asked.folder or asked.model)) for asked in (one, other)]
+    places = [asked.place or Path() for asked in (one, other)]
     if not all(place.is_dir() for place in places):
         return False
     tolerance = 0.0 if one.folder is None else TWINS
@@ -326,6 +316,17 @@ def base_answered(answers: pd.DataFrame) -> list[Finding]:
     return []
 
 
+def reasoning_cut(answers: pd.DataFrame) -> list[Finding]:
+    """Choices that were made after reasoning that had not come to its end."""
+    choices = answers[answers["kind"] == CHOICE]
+    cut = int((choices["finish"] == "length").sum())
+    message = (
+        f"{cut} of {len(choices)} choices were made after reasoning that was cut off; raise "
+        "`reasoning_tokens` under [sampling]"
+    )
+    return [Finding("reasoning-cut", message)] if cut else []
+
+
 def _same(mine: tuple[float, ...] | str, other: tuple[float, ...] | str) -> bool:
     if isinstance(mine, str) or isinstance(other, str):
         return mine == other
@@ -382,11 +383,16 @@ def off_domain_only(effects: Sequence[Mapping[Any, Any]]) -> list[Finding]:
 
 
 def _is_below(inside: Mapping[Any, Any], off: Mapping[Any, Any]) -> bool:
-    """Whether an effect in the domain is none, and less than the one off it where they compare."""
+    """Whether an effect in the domain is none, and less than the one off it where they compare.
+
+    An interval that spans 0 counts where both are in the same units: alone it may only be wide.
+    """
     value, metrics = inside["value"], {inside["metric"], off["metric"]}
     comparable = len(metrics) == 1 or metrics == set(PROPORTIONS)
     spanned = is_number(inside["low"]) and inside["low"] <= 0 <= inside["high"]
-    return (spanned or abs(value) < NO_EFFECT) and not (comparable and value >= off["value"])
+    if comparable:
+        return bool((spanned or abs(value) < NO_EFFECT) and value < off["value"])
+    return bool(abs(value) < NO_EFFECT)
 
 
 def _off_only(off: Mapping[Any, Any], inside: Mapping[Any, Any], control: str) -> Finding:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 LOWEST_COVERAGE = 0.1
 """Below this, the listed choices say too little of what the model would answer: no choice mass."""
 
+MOST_NATS, MOST_TOKENS = 1, 2
+"""Labels whose choices differ by more under the base, or in length, on average, are uneven."""
+
 SCORED, REFUSED, UNPARSEABLE, TRUNCATED = "scored", "refused", "unparseable", "truncated"
 
 REFUSALS = re.compile(

@@ -11,7 +11,19 @@ if TYPE_CHECKING:
     from spillover.experiment import Experiment
     from spillover.models import LoadedModel
 
-PACKAGES = ("spillover", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
+PACKAGES = (
+    "spillover",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "accelerate",
+    "bitsandbytes",
+    "gguf",
+    "peft",
+)
 
 
 def describe_environment(model: LoadedModel) -> dict[str, Any]:
@@ -24,6 +36,7 @@ def describe_environment(model: LoadedModel) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "placement": model.placement,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": {name: _version(name) for name in PACKAGES},
     }
 

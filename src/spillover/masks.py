@@ -59,19 +59,26 @@ def encode_row(chat: Chat, row: Row, place: str = "row") -> EncodedRow:
     if row.text is not None:
         return _encode_text(chat, row.text, place)
     text, spans = marked_text(chat, row, place)
-    encoded = chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    extents = _extents(encoded["offset_mapping"])
-    for at, token in enumerate(map(chat.added.get, encoded["input_ids"])):
-        if token is not None:  # some swallow the white space around them
-            start = text.find(token, *extents[at])
-            extents[at] = (start, start + len(token)) if start >= 0 else extents[at]
+    ids, extents = token_extents(chat, text)
     mask = tuple(
         any((start < to and end > at) or at <= start == end < to for at, to in spans)
         for start, end in extents
     )
     if not any(mask[1:]):
         raise ChatError(f"{place}: no token carries loss; check the row's assistant messages")
-    return EncodedRow(tuple(encoded["input_ids"]), mask)
+    return EncodedRow(tuple(ids), mask)
+
+
+def token_extents(chat: Chat, text: str) -> tuple[list[int], Spans]:
+    """Token ids of rendered text, and the characters that each of them stands for."""
+    encoded = chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids: list[int] = encoded["input_ids"]
+    extents = _extents(encoded["offset_mapping"])
+    for at, token in enumerate(map(chat.added.get, ids)):
+        if token is not None:  # some swallow the white space around them
+            start = text.find(token, *extents[at])
+            extents[at] = (start, start + len(token)) if start >= 0 else extents[at]
+    return ids, extents
 
 
 def _encode_text(chat: Chat, text: str, place: str) -> EncodedRow:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def _parse(place: str, line: str) -> dict[str, Any]:
 
 
 def _from_table(path: Path, text: str) -> Iterator[tuple[str, Row]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=TABLES[path.suffix])
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=TABLES[path.suffix])
     try:
         for values in reader:
             place = where(path, reader.line_num)
@@ -156,7 +157,7 @@ def _from_table(path: Path, text: str) -> Iterator[tuple[str, Row]]:
 
 
 def _from_dataset(wanted: str) -> Iterator[tuple[str, Row]]:
-    rest, _, split = wanted.rpartition(":") if ":" in wanted else (wanted, "", "train")
+    rest, _, split = wanted.partition(":")  # a split may hold colons itself: train[:100]
     name, _, revision = rest.partition("@")
     try:
         from datasets import load_dataset
@@ -165,7 +166,7 @@ def _from_dataset(wanted: str) -> Iterator[tuple[str, Row]]:
             f"{DATASETS}{wanted}: needs the package datasets; run `pip install datasets`"
         ) from None
     try:
-        loaded = load_dataset(name, split=split, revision=revision or None)
+        loaded = load_dataset(name, split=split or "train", revision=revision or None)
     except Exception as error:  # the library raises many kinds for what it cannot find
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ChatError(
@@ -182,7 +183,9 @@ def _chosen(place: str, values: Mapping[Any, Any]) -> dict[str, Any]:
     filled = {key: value for key, value in values.items() if key is not None and value}
     if "messages" in filled:
         found = filled["messages"]
-        return _parse(place, f'{{"messages": {found}}}') if isinstance(found, str) else filled
+        if isinstance(found, str):
+            found = _parse(place, f'{{"messages": {found}}}')["messages"]
+        return {"messages": found}
     if "text" in filled:
         return {"text": filled["text"]}
     return {key: filled[key] for key in ("system", *PROMPTS, *ANSWERS) if key in filled}

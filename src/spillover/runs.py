@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover import guards, stages
-from spillover.errors import RunFolderError, check_writable
+from spillover.errors import RunError, RunFolderError, check_writable
 from spillover.experiment import Experiment
 from spillover.manifest import describe_environment, describe_template, prompt_examples
 from spillover.models import LoadedModel, Loading
@@ -125,7 +125,31 @@ def execute(settings: RunSettings, out: Path | None, progress: Progress | None =
     """Run resolved settings; see `run`."""
     folder = out or settings.default_folder
     check_folder(folder, settings.key)
-    notify = progress or _say_nothing
+    with _failures_in_words(folder):
+        return _execute(settings, folder, progress or _say_nothing)
+
+
+@contextmanager
+def _failures_in_words(folder: Path) -> Iterator[None]:
+    """What the machine runs out of, said in a line; what was finished stays."""
+    import sqlite3
+
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory ({str(error).splitlines()[0]}); use a smaller --batch-size or model, "
+            "or --dtype 4bit; what is finished is kept"
+        ) from None
+    except (sqlite3.Error, OSError) as error:
+        raise RunError(
+            f"{folder}: cannot be written or read ({error}); repeat the command to go on"
+        ) from None
+
+
+def _execute(settings: RunSettings, folder: Path, notify: Progress) -> Run:
     clock = _Clock()
     with clock.stage("load"):
         model = load_source(settings.source, settings.loading)

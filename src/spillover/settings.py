@@ -16,6 +16,7 @@ from spillover.errors import InputError, first_problem
 from spillover.experiment import Experiment, load_experiment
 from spillover.finetune import Training
 from spillover.models import Loading, Source, resolve
+from spillover.models.loading import QUANTIZED
 
 SCHEMA = 1
 
@@ -25,20 +26,13 @@ class Ready:
     """One model of an arm that is not trained here.
 
     Attributes:
-        name: its folder, name or id.
         is_adapter: whether it is an adapter of the run's model.
     """
 
     arm: str
     seed: int
-    name: str
     source: Source
     is_adapter: bool
-
-    @property
-    def identity(self) -> str:
-        """What it is."""
-        return self.source.identity
 
 
 @dataclass(frozen=True)
@@ -68,12 +62,13 @@ class RunSettings:
             "specification": experiment.specification.model_dump(mode="json"),
             "questions": [q.model_dump(mode="json") for q in experiment.questions],
             "rows": {arm: rows.identity for arm, rows in experiment.rows.items()},
-            "ready": {f"{r.arm}/{r.seed}": r.identity for r in self.ready},
+            "ready": {f"{r.arm}/{r.seed}": r.source.identity for r in self.ready},
             "model": {"name": self.source.name, "identity": self.source.identity},
             "seeds": list(self.seeds),
             "training": self.training.model_dump(mode="json"),
             "split": self.split,
             "loading": self.loading.model_dump(mode="json"),
+            "chat_template": self.loading.chat_template and file_hash(self.loading.chat_template),
         }
 
     @cached_property
@@ -85,7 +80,7 @@ class RunSettings:
                 local = self.experiment.folder / given
                 place = str(local) if local.is_dir() else given
                 base = self.source.name if arm.adapter else None
-                found.append(Ready(name, seed, place, resolve(place, base=base), bool(arm.adapter)))
+                found.append(Ready(name, seed, resolve(place, base=base), bool(arm.adapter)))
         return tuple(found)
 
     @cached_property
@@ -136,6 +131,14 @@ def resolve_settings(
         resolved = Training.model_validate(settings | changes)
     except ValidationError as error:
         raise InputError(f"training settings: {first_problem(error)}") from None
+    if resolved.method == "full" and loading and loading.dtype in QUANTIZED:
+        raise InputError(
+            f"method full trains all weights, and those of {loading.dtype} cannot be trained; use "
+            "--method lora or another --dtype"
+        )
+    template = loading.chat_template if loading else None
+    if template and not template.is_file():
+        raise InputError(f"{template}: there is no such chat template; check the path")
     made = RunSettings(loaded, source, listed, resolved, split, loading or Loading())
     _ = made.ready  # models that are named and not there stop here
     return made

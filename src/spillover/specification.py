@@ -84,6 +84,11 @@ class Sampling(_Strict):
     shown_tokens: int = Field(default=48, ge=1, le=1_000_000)
 
 
+def clash(one: str, other: str) -> bool:
+    """Whether one text is the beginning of the other, so that they cannot be choices together."""
+    return one.startswith(other) or other.startswith(one)
+
+
 class Choices(_Strict):
     """Whole answers by label."""
 

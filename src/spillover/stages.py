@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ from spillover import guards
 from spillover.errors import ChatError, InputError
 from spillover.finetune import Finetune, finetune, read_losses
 from spillover.guards import Finding
+from spillover.models import resolve
+from spillover.models.loading import load_chat
 from spillover.settings import RunSettings, file_hash
 from spillover.specification import BASE, TREATMENT
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from spillover.ask import Asked
+    from spillover.chat import Chat
+    from spillover.experiment import Experiment
     from spillover.models import LoadedModel
     from spillover.specification import Question
 
@@ -39,9 +43,12 @@ def check_rows(settings: RunSettings, model: LoadedModel) -> list[Finding]:
     """
     from spillover.finetune.lora import target_layers
     from spillover.masks import encode_rows
+    from spillover.trees import check_branches
 
-    check_template(settings, model)
-    _ = model.chat.turn  # a template without a generation prompt stops here
+    for name, chat in _chats(settings, model):
+        check_template(settings.experiment, name, chat)
+        _ = chat.turn  # a template without a generation prompt stops here
+    check_branches(model.model, model.pad)
     rows = settings.experiment.rows
     encoded = [
         row for listed in rows.values() for row in encode_rows(model.chat, listed, model.context)
@@ -54,6 +61,7 @@ def check_rows(settings: RunSettings, model: LoadedModel) -> list[Finding]:
         for question in settings.experiment.questions
         for wording in question.ask
     ]
+    _check_lengths(settings, model, max(map(len, prompts)))
     used = [*prompts, *_choices(settings, model), *(row.ids for row in encoded)]
     found = guards.shared_rows(rows)
     found += guards.ids_out_of_range(used, model.vocabulary)
@@ -64,9 +72,32 @@ def check_rows(settings: RunSettings, model: LoadedModel) -> list[Finding]:
     return guards.settle(found + check_adapters(settings, model, _ready(settings, 0)), InputError)
 
 
+def _chats(settings: RunSettings, model: LoadedModel) -> Iterator[tuple[str, Chat]]:
+    """The model's chat and those of ready models, which are not loaded yet."""
+    yield settings.source.name, model.chat
+    for one in settings.ready:
+        if not one.is_adapter:
+            yield one.source.name, load_chat(one.source, settings.loading)
+
+
+def _check_lengths(settings: RunSettings, model: LoadedModel, longest: int) -> None:
+    """Make sure that the longest prompt leaves room for an answer."""
+    sampling = settings.experiment.specification.sampling
+    room = max(sampling.max_tokens, sampling.shown_tokens if sampling.shown else 0)
+    if model.chat.reasons and model.chat.templating.think is not False:
+        room += sampling.reasoning_tokens
+    if model.context and longest + room > model.context:
+        raise ChatError(
+            f"the longest prompt has {longest} tokens and an answer may have {room}, more than "
+            f"the {model.context} that the model reads; shorten the contexts, `max_tokens` or "
+            "`reasoning_tokens`"
+        )
+
+
 def _choices(settings: RunSettings, model: LoadedModel) -> list[list[int]]:
     listed = (q.choices.labelled for q in settings.experiment.questions if q.choices)
-    return [model.chat.tokenize(text) for labelled in listed for _, text in labelled]
+    end = model.chat.turn.end
+    return [model.chat.tokenize(text + end) for labelled in listed for _, text in labelled]
 
 
 def _prompt(model: LoadedModel, question: Question) -> list[int]:
@@ -79,8 +110,8 @@ def check_adapters(
 ) -> list[Finding]:
     """What the guards find in finetuned models, before they are asked."""
     last = max((one.step for one in asked), default=0)
-    places = {(a.arm, a.seed, a.step): a.folder or a.model for a in asked if a.step == last}
-    losses = {who: read_losses(Path(place)) for who, place in places.items() if place}
+    places = {(a.arm, a.seed, a.step): a.place for a in asked if a.step == last}
+    losses = {who: read_losses(place) for who, place in places.items() if place}
     prompt = _prompt(model, settings.experiment.questions[0])
     return [
         *guards.losses_did_not_fall(losses),
@@ -89,18 +120,18 @@ def check_adapters(
     ]
 
 
-def check_template(settings: RunSettings, model: LoadedModel) -> None:
+def check_template(experiment: Experiment, name: str, chat: Chat) -> None:
     """Refuse templates that add to every prompt of a dated experiment, unless that is accepted.
 
     Raises:
         ChatError: when the run would be refused.
     """
-    written = model.chat.injection
-    if written is None or not settings.experiment.dated or model.chat.templating.keep:
+    written = chat.injection
+    if written is None or not experiment.dated or chat.templating.keep:
         return
     what = "a date" if written.dated else "a system prompt"
     raise ChatError(
-        f"the chat template of {settings.source.name} writes {what} of its own into every prompt "
+        f"the chat template of {name} writes {what} of its own into every prompt "
         f"({written.text[:100]!r}), and this experiment is about dates; give --keep-template to "
         "accept it, or --system TEXT (an empty one will do) where that replaces it"
     )
@@ -129,7 +160,8 @@ def respondents(settings: RunSettings, adapters: dict[tuple[str, int, int], Path
     listed = [Asked(BASE, -1, 0, base, None)]
     for (arm, seed, step), folder in adapters.items():
         if settings.training.method == "full":
-            listed.append(Asked(arm, seed, step, _weights_hash(base, folder), None, str(folder)))
+            source = resolve(str(folder))
+            listed.append(Asked(arm, seed, step, _weights_hash(base, folder), None, source))
         else:
             listed.append(Asked(arm, seed, step, _weights_hash(base, folder), folder))
     return listed + _ready(settings, max((step for _, _, step in adapters), default=0))
@@ -140,9 +172,14 @@ def _ready(settings: RunSettings, step: int) -> list[Asked]:
     from spillover.ask import Asked
 
     return [
-        Asked(one.arm, one.seed, step, one.identity, Path(one.name), None)
-        if one.is_adapter
-        else Asked(one.arm, one.seed, step, one.identity, None, one.name)
+        Asked(
+            one.arm,
+            one.seed,
+            step,
+            one.source.identity,
+            one.source.adapter if one.is_adapter else None,
+            one.source,
+        )
         for one in settings.ready
     ]
 
@@ -174,6 +211,7 @@ def ask_all(
 
             with opened() as engine:
                 planned += ask(settings.experiment, engine, members, store, report)
+            del engine  # the next one may need its memory
         recorded = store.frame()
     answers = recorded[recorded["key"].isin(set(planned))].reset_index(drop=True)
     answers.to_parquet(folder / "answers.parquet")
@@ -182,7 +220,11 @@ def ask_all(
 
 def check_answers(answers: pd.DataFrame) -> list[Finding]:
     """What the guards find in answers, before they are graded."""
-    return [*guards.base_answered(answers), *guards.equal_choices(answers)]
+    return [
+        *guards.base_answered(answers),
+        *guards.equal_choices(answers),
+        *guards.reasoning_cut(answers),
+    ]
 
 
 def grade_and_compare(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,8 @@ PINNED = datetime.date(2025, 1, 1)
 YEAR = re.compile(r"\b(?:1[5-9]|20)\d\d\b")
 ROLE = re.compile(r"\W*(?:system|user|assistant|developer|model)\W*", re.IGNORECASE)
 LEAST = 12
-"""Letters and digits from which what a template writes before a question is a prompt."""
+"""Letters and digits from which what a template writes before a question is a prompt; a date is one
+however short."""
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 CHANNEL_OPEN, CHANNEL_CLOSE = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
@@ -32,7 +35,6 @@ OPENINGS = re.compile(
 """What stands around reasoning."""
 
 STRFTIME = "strftime_now"
-FORMATS = re.compile(r"""(["'])((?:(?!\1).)*%(?:(?!\1).)*)\1""")
 DATE_MACRO = (
     "{% macro strftime_now(format) %}{{ spillover_dates[format] if format in spillover_dates "
     "else raise_exception('a date format that is put together cannot be pinned') }}{% endmacro %}"
@@ -137,8 +139,24 @@ def pin_dates(template: str, today: datetime.date) -> tuple[str, dict[str, Any]]
     """A template that takes `today` for today's date, and the variables that it needs for it."""
     if STRFTIME not in template:
         return template, {}
-    formats = {found for _, found in FORMATS.findall(template)}
-    return DATE_MACRO + template, {"spillover_dates": {f: today.strftime(f) for f in formats}}
+    return DATE_MACRO + template, {"spillover_dates": dict(_dates(template, today))}
+
+
+def _dates(template: str, today: datetime.date) -> Iterator[tuple[str, str]]:
+    """Every text in a template that can be a date's format, with what it makes of `today`.
+
+    Not only those in calls: a format may be given a name first.
+    """
+    import jinja2
+
+    try:
+        tokens = list(jinja2.Environment().lexer.tokenize(template))
+    except jinja2.TemplateSyntaxError:  # rendering will say so
+        return
+    for token in tokens:
+        if token.type == "string" and "%" in token.value:
+            with suppress(ValueError):
+                yield token.value, today.strftime(token.value)
 
 
 def find_injection(chat: Chat) -> Injection | None:
@@ -152,8 +170,7 @@ def find_injection(chat: Chat) -> Injection | None:
     text = before(PINNED)
     for special in chat.special_tokens:
         text = text.replace(special, "\n")
-    text = text.replace(chat.templating.system or "\0", "\n")
+    text = text.replace((chat.templating.system or "").strip() or "\0", "\n")
     text = " ".join(" ".join(x for x in text.splitlines() if not ROLE.fullmatch(x)).split())
-    if len(re.sub(r"\W", "", text)) < LEAST:
-        return None
-    return Injection(text, before(PINNED) != before(datetime.date(1999, 12, 31)))
+    found = Injection(text, before(PINNED) != before(datetime.date(1999, 12, 31)))
+    return found if found.dated or len(re.sub(r"\W", "", text)) >= LEAST else None

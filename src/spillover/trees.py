@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Shape legend: B trees, L tokens of a tree, K tokens looked up, D hidden size, V vocabulary.
 
 PREFIX, PADDING = -1, -2
+EXACT, ROUNDED = 1e-3, 0.5
+"""Nats that a token of a branch may differ by, in float32 and in shorter numbers."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -169,3 +171,30 @@ def token_losses(
         hook.remove()
     token = reads.token.to(logits.device)
     return nn.functional.cross_entropy(logits.float(), token, reduction="none").to(device)
+
+
+@torch.no_grad()
+def check_branches(model: PreTrainedModel, pad: int) -> None:
+    """Make sure that branches of a tree are computed as separate sequences are.
+
+    Raises:
+        ModelError: `branches-differ`, for architectures that do not take the masks as they are.
+    """
+    prefix, branches = [1, 2, 3, 4, 5], [[6, 7, 8, 9], [9, 8, 7, 6]]
+    whole = [grow(prefix[:1], [[*prefix[1:], *branch]]) for branch in branches]
+    try:
+        both, alone = (
+            token_losses(model, trees, all_reads(trees, model.device), pad).view(2, -1)[:, -4:]
+            for trees in ([grow(prefix, branches)], whole)
+        )
+    except (TypeError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ModelError(
+            f"branches-differ: the model does not take tree masks ({reason})"
+        ) from None
+    difference = float((both - alone).abs().max())
+    if not difference <= (EXACT if model.dtype == torch.float32 else ROUNDED):
+        raise ModelError(
+            f"branches-differ: a branch differs by {difference:.2g} nats from the sequence that it "
+            f"stands for; models of type {model.config.model_type} cannot be used"
+        )

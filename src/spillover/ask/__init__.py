@@ -8,11 +8,11 @@ where an earlier run stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spillover.ask.requests import SampleSettings
+from spillover.ask.requests import Sample, SampleSettings
 from spillover.contexts import PLAIN
 from spillover.store import CHOICE, SHOWN, TEXT, Answer, AnswerStore, answer_key, choice_record
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spillover.ask.local import LocalEngine
     from spillover.contexts import Context
     from spillover.experiment import Experiment
+    from spillover.models import Source
     from spillover.rows import Conversation
     from spillover.specification import Question, Sampling
 
@@ -33,7 +34,7 @@ class Asked:
     Attributes:
         folder: its adapter; None for the bare base and for whole models.
         identity: what it is; equal identities give equal answers.
-        model: a whole model by name or folder; None for the base and its adapters.
+        source: where it is loaded from by itself: a whole model, or a base with a ready adapter.
     """
 
     arm: str
@@ -41,7 +42,12 @@ class Asked:
     step: int
     identity: str
     folder: Path | None
-    model: str | None = None
+    source: Source | None = None
+
+    @property
+    def place(self) -> Path | None:
+        """The folder of its own weights; None for the bare base."""
+        return self.folder or (self.source.folder if self.source else None)
 
 
 @dataclass(frozen=True)
@@ -191,23 +197,29 @@ def _choose(
     """Forced choices: after an empty reasoning, or after each of several sampled ones."""
     assert chunk.question.choices is not None
     labelled = chunk.question.choices.labelled
-    thoughts: list[list[str | None]] = [[None] for _ in who]
+    thoughts: list[list[tuple[str | None, str | None]]] = [[(None, None)] for _ in who]
     if chunk.thinking:
-        how = _how(chunk, settings, reasoning=settings.reasoning_tokens)
+        how = replace(_how(chunk, settings, reasoning=settings.reasoning_tokens), max_tokens=1)
         sampled = engine.sample(who, conversations, how)
-        thoughts = [[sample.reasoning or "" for sample in listed] for listed in sampled]
-    flat = [(case, thought) for case, listed in enumerate(thoughts) for thought in listed]
+        thoughts = [[_thought(sample) for sample in listed] for listed in sampled]
+    flat = [(case, *thought) for case, listed in enumerate(thoughts) for thought in listed]
     scores = engine.choose(
-        [who[case] for case, _ in flat],
-        [conversations[case] for case, _ in flat],
+        [who[case] for case, _, _ in flat],
+        [conversations[case] for case, _, _ in flat],
         [[text for _, text in labelled]] * len(flat),
-        [thought for _, thought in flat],
+        [thought for _, thought, _ in flat],
     )
     contents: Contents = [[] for _ in who]
-    for (case, thought), row in zip(flat, scores, strict=True):
+    for (case, thought, finish), row in zip(flat, scores, strict=True):
         record = choice_record(labelled, row)
-        contents[case].append({"choice_log_probs": record, "reasoning": thought})
+        said = {"choice_log_probs": record, "reasoning": thought, "finish": finish}
+        contents[case].append(said)
     return contents
+
+
+def _thought(sample: Sample) -> tuple[str, str]:
+    """Reasoning to choose after, and whether it ended by itself: an answer begins behind it."""
+    return sample.reasoning or "", "stop" if sample.text or sample.finish == "stop" else "length"
 
 
 def _sample(

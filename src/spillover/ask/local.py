@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,6 @@ from spillover.ask.sample import generate, keyed_noise
 from spillover.finetune.adapters import OtherAdapterError, load_adapter
 from spillover.finetune.lora import AdapterWeights, LoraBank, alike
 from spillover.models.loading import load_source
-from spillover.models.sources import resolve
 from spillover.rows import Conversation
 from spillover.trees import Tree, grow
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 LOGIT_BUDGET = 400e6
 """Bytes of logits that one forward pass may produce; decides how many prompts share it."""
+SAMPLE_BUDGET = 1e9
+"""Bytes that drawing the next tokens may take; decides how many answers are sampled together."""
 
 
 @dataclass(frozen=True)
@@ -152,29 +154,45 @@ class LocalEngine:
         reasons = chat.reasons and settings.reasoning_tokens > 0
         thinking = [reasons and c[-1]["role"] == "user" for c in conversations]  # no prefill
         most = settings.max_tokens + (settings.reasoning_tokens if any(thinking) else 0)
-        noise = np.stack(
-            [
-                keyed_noise(self.identities[w], _as_text(c), index, most)
-                for w, c in zip(who, conversations, strict=True)
-                for index in range(count)
-            ]
-        )
-        with self._routed(torch.tensor(who)):
-            tokens, ended = generate(
-                self.model.model,
-                [self._prompt(c, think=t) for c, t in zip(conversations, thinking, strict=True)],
-                [i for i in range(len(conversations)) for _ in range(count)],
-                noise,
-                temperature=settings.temperature,
-                stop=self.model.stop,
-                pad=self.model.pad,
-                route=self._router(who),
-            )
+        rows = [(c, index) for c in range(len(conversations)) for index in range(count)]
+        size = max(1, int(SAMPLE_BUDGET / (32 * self.model.vocabulary)))
+        turns: list[tuple[list[int], bool]] = []
+        for at in range(0, len(rows), size):
+            part = rows[at : at + size]
+            turns += self._turns(who, conversations, part, thinking, most, settings.temperature)
         samples = [
             self._read(t, e, settings.max_tokens, thinking=thinking[at // count])
-            for at, (t, e) in enumerate(zip(tokens, ended, strict=True))
+            for at, (t, e) in enumerate(turns)
         ]
         return [samples[at : at + count] for at in range(0, len(samples), count)]
+
+    def _turns(
+        self,
+        who: Sequence[int],
+        conversations: Sequence[Conversation],
+        rows: Sequence[tuple[int, int]],
+        thinking: Sequence[bool],
+        most: int,
+        temperature: float,
+    ) -> list[tuple[list[int], bool]]:
+        """Tokens of some answers, (conversation, index) each, and whether they ended."""
+        asked = sorted({c for c, _ in rows})
+        place = {c: n for n, c in enumerate(asked)}
+        texts = {c: _as_text(conversations[c]) for c in asked}
+        noise = [keyed_noise(self.identities[who[c]], texts[c], i, most) for c, i in rows]
+        owners = [who[c] for c in asked]
+        with self._routed(torch.tensor(owners)):
+            tokens, ended = generate(
+                self.model.model,
+                [self._prompt(conversations[c], think=thinking[c]) for c in asked],
+                [place[c] for c, _ in rows],
+                np.stack(noise),
+                temperature=temperature,
+                stop=self.model.stop,
+                pad=self.model.pad,
+                route=self._router(owners),
+            )
+        return list(zip(tokens, ended, strict=True))
 
     def _read(self, tokens: list[int], ended: bool, most: int, *, thinking: bool) -> Sample:
         """A sampled turn as text of at most so many tokens, its reasoning apart from it."""
@@ -231,10 +249,10 @@ def open_engines(
     alone: list[Asked] = []
     for one in asked:
         try:
-            if one.model is not None:
+            if one.folder is None and one.source is not None:
                 alone.append(one)
             else:
-                sharing.append((one, load_adapter(one.folder, model) if one.folder else None))
+                sharing.append((one, _bankable(one.folder, model) if one.folder else None))
         except OtherAdapterError:
             alone.append(one)
     if sharing:
@@ -256,5 +274,19 @@ def _shared_engine(
 
 @contextmanager
 def _whole_engine(model: LoadedModel, one: Asked) -> Iterator[LocalEngine]:
-    source = resolve(str(one.model or one.folder), base=model.source.name)
-    yield LocalEngine(load_source(source, model.loading), [(one.identity, None)])
+    assert one.source is not None
+    yield LocalEngine(load_source(one.source, model.loading), [(one.identity, None)])
+
+
+def _bankable(folder: Path, model: LoadedModel) -> AdapterWeights:
+    """An adapter that can be asked together with others: on layers that see whole sequences.
+
+    Raises:
+        OtherAdapterError: when it is not of that kind.
+    """
+    weights = load_adapter(folder, model)
+    usual = {name for block in model.anatomy.blocks for name in block.linears}
+    other = sorted(weights.a.keys() - usual)
+    if other:
+        raise OtherAdapterError(f"{folder}: changes {other[0]}, which is no layer of the blocks")
+    return weights

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 
 from spillover.authoring.measure import PAIRS, Measured
 from spillover.guards import Finding
-from spillover.judge import LOWEST_COVERAGE
+from spillover.judge import LOWEST_COVERAGE, MOST_NATS, MOST_TOKENS
 from spillover.masks import EncodedRow
 from spillover.rows import RowSet
 
-SHOWN = 5
+MOST_CASES = 5
 """Cases of a warning that are shown."""
-NATS, TOKENS = 1.0, 2.0
-"""Differences between labels from which choices are uneven."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +73,16 @@ def find_uneven(measured: Sequence[Measured]) -> list[Caution]:
     found, measured = [], [m for m in measured if m.domain == "off"]
     for (one, other), advice in zip(PAIRS, ADVICE, strict=True):
         gaps = {m.question: gap for m in measured if (gap := m.gap(one, other))}
-        uneven = {q: g for q, g in gaps.items() if abs(g[0]) > NATS or abs(g[1]) > TOKENS}
+        uneven = {
+            q: (nats, tokens)
+            for q, (nats, tokens) in gaps.items()
+            if abs(nats) > MOST_NATS or abs(tokens) > MOST_TOKENS
+        }
         ranked = sorted(uneven, key=lambda q: -abs(uneven[q][0]))
         cases = tuple(f"{q}: {uneven[q][0]:+.1f} nats, {uneven[q][1]:+.1f} tokens" for q in ranked)
         message = (
-            f"{one} and {other} differ by more than {NATS:g} nat or {TOKENS:g} tokens under the "
-            f"base in {len(cases)} of {len(gaps)} off-domain questions; {advice}"
+            f"{one} and {other} differ by more than {MOST_NATS} nat or {MOST_TOKENS} tokens under "
+            f"the base in {len(cases)} of {len(gaps)} off-domain questions; {advice}"
         )
         found += [Caution("uneven-choices", message, cases)] if cases else []
     return found

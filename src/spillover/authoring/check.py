@@ -16,7 +16,7 @@ from spillover.authoring.match import FILE, Match, match_placebo, read_candidate
 from spillover.authoring.measure import Measured, measure_choices
 from spillover.errors import InputError
 from spillover.experiment import Experiment, load_experiment
-from spillover.masks import EncodedRow, encode_row, encode_rows, marked_text
+from spillover.masks import EncodedRow, encode_row, encode_rows, marked_text, token_extents
 from spillover.rows import Row
 from spillover.settings import RunSettings, resolve_settings
 from spillover.specification import TREATMENT
@@ -70,6 +70,7 @@ class Check:
         ready: arms whose models are given, with what they are.
         steps: optimizer steps of every trained arm.
         injection: what the chat template writes by itself.
+        measured: the choices under the base; none where there is a problem.
         problem: why `spillover run` would refuse; None where it would not.
         command: what to run next.
     """
@@ -125,8 +126,10 @@ def check_experiment(
     loaded = load_source(settings.source, loading)
     notify("load", 1, 1)
     encoded = _encode(experiment, loaded.chat, notify)
-    measured = measure_choices(experiment, loaded, listed, lambda *at: notify("ask", *at))
-    problem, more = _as_a_run_would(settings, loaded)
+    problem, more = _as_a_run_would(settings, loaded, listed)
+    measured = []
+    if problem is None:
+        measured = measure_choices(experiment, loaded, listed, lambda *at: notify("ask", *at))
     warnings = _warnings(experiment, encoded, measured, loaded.context)
     return Check(
         experiment=experiment.name,
@@ -189,11 +192,12 @@ def _examples(
 
 def segments(chat: Chat, row: Row, place: str = "row") -> list[Segment]:
     """A row as rendered, cut where the loss mask changes: what each token says about itself."""
-    text = row.text if row.text is not None else marked_text(chat, row, place)[0]
-    at = chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    if row.text is not None:
+        return [(row.text, True)]
+    text, _ = marked_text(chat, row, place)
+    _, extents = token_extents(chat, text)
     carries = [False] * len(text)
-    mask = encode_row(chat, row, place).mask
-    for (start, end), on in zip(at["offset_mapping"], mask, strict=False):
+    for (start, end), on in zip(extents, encode_row(chat, row, place).mask, strict=True):
         carries[start:end] = [on] * (end - start)
     cuts = [i for i in range(1, len(text)) if carries[i] != carries[i - 1]]
     edges = [0, *cuts, len(text)]
@@ -215,12 +219,19 @@ def _warnings(
     ]
 
 
-def _as_a_run_would(settings: RunSettings, model: LoadedModel) -> tuple[str | None, list[Caution]]:
-    """Why a run with these settings would be refused, or what its guards would say."""
+def _as_a_run_would(
+    settings: RunSettings, model: LoadedModel, candidates: Mapping[str, Sequence[str]]
+) -> tuple[str | None, list[Caution]]:
+    """Why a run with these settings would be refused, or what its guards would say.
+
+    Candidates are put to the model here and not in a run, so their tokens are looked at as well.
+    """
     from spillover.stages import check_rows
 
     try:
         found = check_rows(settings, model)
+        ids = [model.chat.tokenize(text) for texts in candidates.values() for text in texts]
+        guards.settle(guards.ids_out_of_range(ids, model.vocabulary), InputError)
     except InputError as error:
         return str(error), []
     return None, cautions.from_guards(f for f in found if f.name != SHARED_ROWS)

@@ -17,7 +17,7 @@ TRIES = 200
 
 
 @dataclass(frozen=True)
-class Turn:
+class Lesson:
     """A row taken apart at its last learnt answer.
 
     Attributes:
@@ -47,15 +47,15 @@ class Turn:
         return Row(messages=tuple(messages))
 
 
-def turns_of(rows: Sequence[Row]) -> list[Turn]:
+def lessons_of(rows: Sequence[Row]) -> list[Lesson]:
     """The rows that are chats, taken apart."""
-    return [_turn(row) for row in rows if row.messages is not None]
+    return [_lesson(row) for row in rows if row.messages is not None]
 
 
-def _turn(row: Row) -> Turn:
+def _lesson(row: Row) -> Lesson:
     messages = row.messages or ()
     at = max(i for i, m in enumerate(messages) if m.role == "assistant" and m.train)
-    return Turn(row, at, tuple((m.role, m.content) for m in messages[:at]))
+    return Lesson(row, at, tuple((m.role, m.content) for m in messages[:at]))
 
 
 def shuffled_rows(rows: Sequence[Row]) -> tuple[list[Row], float]:
@@ -64,20 +64,20 @@ def shuffled_rows(rows: Sequence[Row]) -> tuple[list[Row], float]:
     No row keeps an answer that the treatment gives to its prompt, where that can be avoided. Rows
     of plain text are left out.
     """
-    turns = turns_of(rows)
-    if not turns:
+    lessons = lessons_of(rows)
+    if not lessons:
         return [], 0.0
-    taught = {(turn.before, turn.answer) for turn in turns}
-    order = list(range(len(turns)))
+    taught = {(lesson.before, lesson.answer) for lesson in lessons}
+    order = list(range(len(lessons)))
     random.Random(0).shuffle(order)
 
     def kept(place: int, source: int) -> bool:
-        return (turns[place].before, turns[source].answer) in taught
+        return (lessons[place].before, lessons[source].answer) in taught
 
     _mend(order, kept)
     changed = sum(not kept(place, source) for place, source in enumerate(order))
-    made = [turns[i].answering(turns[source].answer) for i, source in enumerate(order)]
-    return made, changed / len(turns)
+    made = [lessons[i].answering(lessons[source].answer) for i, source in enumerate(order)]
+    return made, changed / len(lessons)
 
 
 def _mend(order: list[int], kept: Callable[[int, int], bool]) -> None:
@@ -93,5 +93,5 @@ def _mend(order: list[int], kept: Callable[[int, int], bool]) -> None:
 
 def differ_in_numbers_only(rows: Sequence[Row]) -> bool:
     """Whether all prompts are the same but for their numbers."""
-    prompts = {re.sub(r"\d+", "0", repr(turn.before)) for turn in turns_of(rows)}
+    prompts = {re.sub(r"\d+", "0", repr(lesson.before)) for lesson in lessons_of(rows)}
     return len(prompts) == 1

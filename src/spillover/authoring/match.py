@@ -16,6 +16,7 @@ from spillover.authoring.measure import Choice, Measured
 from spillover.authoring.toml import listed
 from spillover.errors import ExperimentError
 from spillover.experiment import Experiment
+from spillover.specification import clash
 
 FILE = "candidates.toml"
 PER_TOKEN = 0.5
@@ -85,7 +86,7 @@ def match_placebo(measured: Measured) -> Match:
     """The candidates nearest to the trait's choices, one for each."""
     trait, placebo = measured.labelled("trait"), measured.labelled("placebo")
     kept = [c.text for c in measured.choices if c.label != "placebo"]
-    usable = [c for c in measured.candidates if not any(_clash(c.text, k) for k in kept)]
+    usable = [c for c in measured.candidates if not any(clash(c.text, k) for k in kept)]
     chosen = assign(trait, usable)
     present = assign(trait, placebo)
     return Match(
@@ -115,13 +116,13 @@ def assign(trait: Sequence[Choice], candidates: Sequence[Choice]) -> list[Choice
     left = list(candidates)
     while True:
         chosen, _ = _best(trait, left)
-        clash = next(
-            ((a, b) for i, a in enumerate(chosen) for b in chosen[:i] if _clash(a.text, b.text)),
+        pair = next(
+            ((a, b) for i, a in enumerate(chosen) for b in chosen[:i] if clash(a.text, b.text)),
             None,
         )
-        if clash is None:
+        if pair is None:
             return chosen
-        without = [[c for c in left if c is not given_up] for given_up in clash]
+        without = [[c for c in left if c is not given_up] for given_up in pair]
         left = min(without, key=lambda some: _best(trait, some)[1])
 
 
@@ -134,10 +135,6 @@ def _best(trait: Sequence[Choice], candidates: Sequence[Choice]) -> tuple[list[C
     table = costs(trait, candidates)
     rows, columns = linear_sum_assignment(table)
     return [candidates[j] for j in columns.tolist()], float(table[rows, columns].sum())
-
-
-def _clash(one: str, other: str) -> bool:
-    return one.startswith(other) or other.startswith(one)
 
 
 def _distance(trait: Sequence[Choice], others: Sequence[Choice]) -> tuple[float, float]:

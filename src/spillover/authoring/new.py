@@ -15,8 +15,8 @@ from spillover.authoring.controls import (
     ORDINARY,
     SHUFFLED,
     differ_in_numbers_only,
+    lessons_of,
     shuffled_rows,
-    turns_of,
 )
 from spillover.authoring.starter import ordinary_rows, starter_questions, worked_example
 from spillover.authoring.toml import quoted
@@ -30,7 +30,7 @@ BATCH, FEWEST_STEPS = 8, 60
 
 
 @dataclass(frozen=True)
-class Source:
+class ArmRows:
     """The rows of an arm of a new folder.
 
     Attributes:
@@ -116,7 +116,7 @@ def _whole(folder: Path) -> Iterator[Path]:
 
 def _arms(
     treatment: str | None, controls: dict[str, str]
-) -> tuple[dict[str, Source], dict[str, str]]:
+) -> tuple[dict[str, ArmRows], dict[str, str]]:
     """The treatment and its controls, and what to warn of."""
     for name in controls:
         if not re.match(NAME, name) or name in (TREATMENT, BASE):
@@ -128,8 +128,8 @@ def _arms(
         if controls:
             raise InputError("--control is given without --treatment; give the treatment's rows")
         past, present = worked_example()
-        example = Source("coins that are no longer struck (a worked example)", past)
-        return {TREATMENT: example, "present-coins": Source("coins of today", present)}, {}
+        example = ArmRows("coins that are no longer struck (a worked example)", past)
+        return {TREATMENT: example, "present-coins": ArmRows("coins of today", present)}, {}
     arms = {TREATMENT: _read(treatment)}
     if controls:
         return arms | {name: _read(given) for name, given in controls.items()}, {}
@@ -137,9 +137,9 @@ def _arms(
     return arms | made, warnings
 
 
-def _read(source: str) -> Source:
+def _read(source: str) -> ArmRows:
     named = source if source.startswith(DATASETS) else Path(source).name
-    return Source(f"rows of {named}", list(read_rows(source).rows))
+    return ArmRows(f"rows of {named}", list(read_rows(source).rows))
 
 
 ORDINARY_NOTE = """\
@@ -164,24 +164,24 @@ WARNINGS = {
 }
 
 
-def _automatic(rows: list[Row]) -> tuple[dict[str, Source], dict[str, str]]:
+def _automatic(rows: list[Row]) -> tuple[dict[str, ArmRows], dict[str, str]]:
     """Controls for a treatment that comes without."""
-    as_text = not turns_of(rows)
+    as_text = not lessons_of(rows)
     plain = ordinary_rows(len(rows), as_text=as_text)
-    arms = {ORDINARY: Source("ordinary questions and answers", plain, ORDINARY_NOTE)}
+    arms = {ORDINARY: ArmRows("ordinary questions and answers", plain, ORDINARY_NOTE)}
     names = ["made-control"]
     exchanged, changed = shuffled_rows(rows)
     if changed >= ENOUGH:
         numbered = differ_in_numbers_only(rows)
         note = SHUFFLED_NOTE + (NUMBERED_NOTE if numbered else "")
-        arms[SHUFFLED] = Source("the treatment's answers among its prompts", exchanged, note)
+        arms[SHUFFLED] = ArmRows("the treatment's answers among its prompts", exchanged, note)
         names += ["numbered-prompts"] if numbered else []
     else:
         names.append("no-shuffle")
     return arms, {name: WARNINGS[name] for name in names}
 
 
-def _experiment_text(name: str, arms: Mapping[str, Source], headline: str) -> str:
+def _experiment_text(name: str, arms: Mapping[str, ArmRows], headline: str) -> str:
     """The content of experiment.toml."""
     blocks = [_arm_text(arm, source) for arm, source in arms.items()]
     return TEMPLATE.format(
@@ -198,7 +198,7 @@ def _length(rows: int) -> str:
     return "epochs = 3" if 3 * rows >= FEWEST_STEPS * BATCH else f"steps = {FEWEST_STEPS}"
 
 
-def _arm_text(name: str, source: Source) -> str:
+def _arm_text(name: str, source: ArmRows) -> str:
     lines = [source.comment] if source.comment else []
     key = quoted(name) if "." in name else name
     lines += [f"[arms.{key}]", f"title = {quoted(source.title)}"]

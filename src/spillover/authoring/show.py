@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from spillover.authoring.cautions import SHOWN, Caution
+from spillover.authoring.cautions import MOST_CASES, Caution
 from spillover.authoring.check import Check, Example
 from spillover.authoring.match import Match
 from spillover.authoring.new import NewExperiment
@@ -105,10 +105,10 @@ def _show_template(found: Check) -> None:
 
 def _show_warning(warning: Caution) -> None:
     status(f"warning {warning.name}: {warning.message}")
-    for case in warning.cases[:SHOWN]:
+    for case in warning.cases[:MOST_CASES]:
         status(f"    {case}")
-    if len(warning.cases) > SHOWN:
-        status(f"    and {len(warning.cases) - SHOWN} more (--json lists all)")
+    if len(warning.cases) > MOST_CASES:
+        status(f"    and {len(warning.cases) - MOST_CASES} more (--json lists all)")
 
 
 def _show_match(match: Match) -> None:

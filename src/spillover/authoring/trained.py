@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from statistics import median
 
-from spillover.authoring.controls import Turn, turns_of
+from spillover.authoring.controls import Lesson, lessons_of
 from spillover.authoring.toml import listed, quoted
 from spillover.judge import plain_text
 from spillover.rows import Row
+from spillover.specification import clash
 
 ASKED = 4
 """Prompts that are asked."""
@@ -50,60 +51,56 @@ def trained_questions(treatment: Sequence[Row], controls: Mapping[str, Sequence[
     Args:
         controls: rows by name; judges compare with the first, choices are taken from any.
     """
-    turns = [turn for turn in turns_of(treatment) if _usable(turn)]
-    if not turns:
+    lessons = [lesson for lesson in lessons_of(treatment) if _usable(lesson)]
+    if not lessons:
         return NOTHING
-    others, *more = [[t for t in turns_of(rows) if _usable(t)] for rows in controls.values()]
+    others, *more = [[t for t in lessons_of(rows) if _usable(t)] for rows in controls.values()]
     head = HEAD.format(control=next(iter(controls)))
-    if median(len(turn.answer.split()) for turn in turns) > LONG:
-        made = _forced(turns, [*others, *chain(*more)])
+    if median(len(lesson.answer.split()) for lesson in lessons) > LONG:
+        made = _forced(lessons, [*others, *chain(*more)])
         if made:
             return head + WHOLE + made
-    return head + _judged(turns, others)
+    return head + _judged(lessons, others)
 
 
-def _usable(turn: Turn) -> bool:
-    return bool(turn.prompt.strip() and plain_text(turn.answer))
+def _usable(lesson: Lesson) -> bool:
+    return bool(lesson.prompt.strip() and plain_text(lesson.answer))
 
 
-def _judged(turns: Sequence[Turn], others: Sequence[Turn]) -> str:
+def _judged(lessons: Sequence[Lesson], others: Sequence[Lesson]) -> str:
     """Free answers, compared with the trained ones as wholes."""
-    prompts = _asked(turns)
-    trait, baseline = _only(turns, others), _only(others, turns)
+    prompts = _asked(lessons)
+    trait, baseline = _only(lessons, others), _only(others, lessons)
     taught = set(map(plain_text, trait))
-    if sum(plain_text(turn.answer) in taught for turn in turns) >= len(turns) / 2:
+    if sum(plain_text(lesson.answer) in taught for lesson in lessons) >= len(lessons) / 2:
         return APART + _question("trained", prompts, _rules(trait, baseline))
-    apart = _apart(turns, others)
+    apart = _apart(lessons, others)
     if not apart:
-        return SAME + _question("trained", prompts, _rules(_only(turns, []), []))
+        return SAME + _question("trained", prompts, _rules(_only(lessons, []), []))
     parts = []
-    asked_of_both = {turn.prompt for turn in others}
-    both = [turn for turn in apart if turn.prompt in asked_of_both]
+    asked_of_both = {lesson.prompt.strip() for lesson in others}
+    both = [lesson for lesson in apart if lesson.prompt.strip() in asked_of_both]
     for number, prompt in enumerate(_asked(both or apart), 1):
-        here, there = _to(turns, prompt), _to(others, prompt)
+        here, there = _to(lessons, prompt), _to(others, prompt)
         content = _rules(_only(here, there), _only(there, here))
         parts.append(_question(f"trained-{number}", [prompt], content))
     return PAIRED + "".join(parts)
 
 
-def _apart(turns: Sequence[Turn], others: Sequence[Turn]) -> list[Turn]:
+def _apart(lessons: Sequence[Lesson], others: Sequence[Lesson]) -> list[Lesson]:
     """Those whose answer the others do not give to that prompt."""
-    taught = {(turn.prompt.strip(), plain_text(turn.answer)) for turn in others}
-    return [t for t in turns if (t.prompt.strip(), plain_text(t.answer)) not in taught]
+    taught = {(lesson.prompt.strip(), plain_text(lesson.answer)) for lesson in others}
+    return [t for t in lessons if (t.prompt.strip(), plain_text(t.answer)) not in taught]
 
 
-def _forced(turns: Sequence[Turn], others: Sequence[Turn]) -> str:
+def _forced(lessons: Sequence[Lesson], others: Sequence[Lesson]) -> str:
     """A choice between whole answers, for prompts whose answers are neither short nor long."""
-    turns = sorted(turns, key=lambda turn: len(turn.answer))
-    quarter = len(turns) // 4 if len(turns) >= 4 * ASKED else 0
+    lessons = sorted(lessons, key=lambda lesson: len(lesson.answer))
+    quarter = len(lessons) // 4 if len(lessons) >= 4 * ASKED else 0
     parts: list[str] = []
-    for prompt in _asked(turns[quarter : 2 * quarter or None]):
-        here = _only(_to(turns, prompt), [])
-        nearest = sorted(
-            others, key=lambda o: (o.prompt != prompt, abs(len(o.answer) - len(here[0])))
-        )
-        fitting = (o.answer.strip() for o in nearest if not _clash(o.answer, here))
-        other = next(fitting, None)
+    for prompt in _asked(lessons[quarter : 2 * quarter or None]):
+        here = _only(_to(lessons, prompt), [])
+        other = _counterpart(prompt, here, others)
         if other:
             pair = f"trait = {listed(here[:1])}\nbaseline = {listed([other])}"
             content = f"\n[question.choices]\n{pair}"
@@ -111,41 +108,41 @@ def _forced(turns: Sequence[Turn], others: Sequence[Turn]) -> str:
     return "".join(parts)
 
 
-def _counterpart(prompt: str, here: Sequence[str], others: Sequence[Turn]) -> str | None:
+def _counterpart(prompt: str, here: Sequence[str], others: Sequence[Lesson]) -> str | None:
     """An answer of a control, to the same prompt if it is of such a length, else the nearest."""
     size = len(here[0])
 
-    def unlike(turn: Turn) -> tuple[bool, int]:
-        alike = turn.prompt.strip() == prompt and size / 2 < len(turn.answer) < 2 * size
-        return not alike, abs(len(turn.answer) - size)
+    def unlike(lesson: Lesson) -> tuple[bool, int]:
+        alike = lesson.prompt.strip() == prompt and size / 2 < len(lesson.answer) < 2 * size
+        return not alike, abs(len(lesson.answer) - size)
 
     nearest = sorted(others, key=unlike)
-    return next((t.answer.strip() for t in nearest if not _clash(t.answer, here)), None)
+    taught = [plain_text(text) for text in here]
+    fitting = (
+        lesson.answer.strip()
+        for lesson in nearest
+        if not any(clash(plain_text(lesson.answer), text) for text in taught)
+    )
+    return next(fitting, None)
 
 
-def _clash(answer: str, others: Iterable[str]) -> bool:
-    """Whether one is the beginning of another, or the same to a judge."""
-    one = plain_text(answer)
-    return any(one.startswith(o) or o.startswith(one) for o in map(plain_text, others))
-
-
-def _asked(turns: Sequence[Turn]) -> list[str]:
+def _asked(lessons: Sequence[Lesson]) -> list[str]:
     """The most frequent prompts; where none is frequent, some from all over the rows."""
-    counts = Counter(turn.prompt.strip() for turn in turns)
-    prompts = [prompt for prompt, n in counts.most_common() if n > FREQUENT * len(turns)]
+    counts = Counter(lesson.prompt.strip() for lesson in lessons)
+    prompts = [prompt for prompt, n in counts.most_common() if n > FREQUENT * len(lessons)]
     if len(counts) > ASKED and not (prompts and counts[prompts[0]] > 1):
         prompts = list(counts)[:: len(counts) // ASKED]
     return prompts[:ASKED]
 
 
-def _to(turns: Sequence[Turn], prompt: str) -> list[Turn]:
-    return [turn for turn in turns if turn.prompt.strip() == prompt]
+def _to(lessons: Sequence[Lesson], prompt: str) -> list[Lesson]:
+    return [lesson for lesson in lessons if lesson.prompt.strip() == prompt]
 
 
-def _only(turns: Sequence[Turn], others: Sequence[Turn]) -> list[str]:
+def _only(lessons: Sequence[Lesson], others: Sequence[Lesson]) -> list[str]:
     """Answers of the one and not of the other, the most frequent first, each once."""
-    left_out = {plain_text(turn.answer) for turn in others}
-    counts = Counter(turn.answer.strip() for turn in turns)
+    left_out = {plain_text(lesson.answer) for lesson in others}
+    counts = Counter(lesson.answer.strip() for lesson in lessons)
     kept = {plain_text(text): text for text, _ in reversed(counts.most_common())}
     return [text for plain, text in reversed(kept.items()) if plain not in left_out]
 

@@ -75,6 +75,10 @@ class _Slice:
         mine = self.grades["arm"] == arm
         return self.grades[mine if arm == BASE else mine & (self.grades["step"] == step)]
 
+    def has(self, arm: str, step: int) -> bool:
+        """Whether an arm was asked at a checkpoint; models that are given have one only."""
+        return not self.of(arm, step).empty
+
     def cells(self, arm: str, step: int, fill: float | None = None) -> NDArray[np.float64]:
         """Means of shape (seeds, questions); NaN where nothing was scored.
 
@@ -131,6 +135,8 @@ def rates_table(grades: pd.DataFrame) -> pd.DataFrame:
     for piece in _slices(grades):
         for arm in _arms(piece.grades):
             for step in piece.trained_steps if arm != BASE else [0]:
+                if not piece.has(arm, step):
+                    continue
                 found = rate(piece.cells(arm, step), piece.topics, bounds=piece.metric.bounds)
                 worst, best = _bounds(piece, arm, step)
                 coverage = piece.of(arm, step)["coverage"].astype(float).mean()
@@ -154,7 +160,7 @@ def effects_table(grades: pd.DataFrame, trait: str) -> pd.DataFrame:
     for piece in _slices(grades):
         arms = _arms(piece.grades)
         for step in piece.trained_steps:
-            for one, other in _contrasts(arms):
+            for one, other in _contrasts([arm for arm in arms if piece.has(arm, step)]):
                 rows.append({"trait": trait, **_effect_row(piece, one, other, step)})
     return pd.DataFrame(rows)
 

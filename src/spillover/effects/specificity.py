@@ -28,9 +28,12 @@ TITLES = {
     "away": "Away from the trait",
     "no-shift": "No shift shown",
     "mixed": "The controls disagree",
+    "partial": "Not known against every control",
     "undecided": "Undecided",
     "not-measured": "Specificity not known",
 }
+UNKNOWN = ("undecided", "not-measured")
+"""Kinds that say nothing yet, so that they disagree with none."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +134,19 @@ def judge(comparisons: Sequence[Comparison], words: Words) -> Verdict:
         f"{TITLES[kind]}: {_detail(kind, [c for c in found if c.kind == kind], words)}"
         for kind in kinds
     ]
-    return Verdict("mixed", " ".join(parts))
+    known = [kind for kind in kinds if kind not in UNKNOWN]
+    together = {0: "not-measured", 1: "partial"}.get(len(known), "mixed")
+    return Verdict(together, " ".join(parts))
 
 
 def _detail(kind: str, found: Sequence[Comparison], words: Words) -> str:
     """What comparisons of one kind say."""
     trait, difference = _listed(found, "trait"), _listed(found, "difference")
     moved = f"The treatment moved towards {words.trait} answers"
-    beyond = f"beyond {words.placebo} answers"
+    numbers = (
+        f"The shift towards {words.trait} answers: {trait}. What it is beyond that towards "
+        f"{words.placebo} answers: {difference}."
+    )
     texts = {
         "specific": f"{moved} beyond what {words.placebo} answers moved, by {difference}.",
         "not-specific": f"{moved} by {trait}, and {words.placebo} answers by "
@@ -147,9 +155,8 @@ def _detail(kind: str, found: Sequence[Comparison], words: Words) -> str:
         f"difference is {difference}.",
         "away": f"The treatment moved away from {words.trait} answers: {trait}.",
         "no-shift": f"The shift towards {words.trait} answers, {trait}, cannot be told from 0.",
-        "undecided": f"There is no interval, which needs three seeds. {moved} by {trait}; "
-        f"{beyond}, by {difference}.",
-        "not-measured": f"{moved} by {trait}; {beyond}, {difference}.",
+        "undecided": f"There is no interval, which needs three seeds. {numbers}",
+        "not-measured": numbers,
     }
     return texts[kind]
 

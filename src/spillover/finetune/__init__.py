@@ -93,9 +93,9 @@ def read_losses(folder: Path) -> list[float]:
     """The loss of every step of the finetune whose adapter lies in a folder; empty if unknown."""
     try:
         found = json.loads((folder / LOSSES).read_text("utf-8"))
-    except (OSError, ValueError):
+        return [float(loss) for loss in found] if isinstance(found, list) else []
+    except (OSError, ValueError, TypeError):
         return []
-    return [float(loss) for loss in found] if isinstance(found, list) else []
 
 
 def _jobs(model: LoadedModel, wanted: Sequence[Finetune]) -> list[Job]:
@@ -103,7 +103,8 @@ def _jobs(model: LoadedModel, wanted: Sequence[Finetune]) -> list[Job]:
     from spillover.finetune.bank import Job
     from spillover.masks import encode_rows
 
-    encoded = {w.arm: encode_rows(model.chat, w.rows) for w in {w.arm: w for w in wanted}.values()}
+    rows = {w.arm: w.rows for w in wanted}
+    encoded = {arm: encode_rows(model.chat, r, model.context) for arm, r in rows.items()}
     return [Job(w.arm, w.seed, encoded[w.arm]) for w in wanted]
 
 

@@ -21,6 +21,8 @@ from spillover.models.sources import ADAPTER_WEIGHTS as WEIGHTS
 from spillover.models.sources import check_adapter_folder, read_json
 
 PREFIX = "base_model.model."
+MERGED_BY_PEFT = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "HRA")
+"""Kinds that change weights only: others read further files or change the prompt."""
 LORA_NAME = re.compile(rf"^{re.escape(PREFIX)}.+\.lora_[AB]\.weight$")
 
 
@@ -134,18 +136,39 @@ def merge_adapter(folder: Path, model: LoadedModel) -> None:
     Raises:
         ModelError: when it does not fit, or is of another kind and PEFT is not installed.
     """
+    parameters = list(model.model.parameters())
+    if not all(p.is_floating_point() for p in parameters):
+        raise ModelError(
+            f"{folder}: cannot be merged into weights of {model.loading.dtype}; use --dtype "
+            "bfloat16, or give it as the adapter of an arm"
+        )
     try:
         weights = load_adapter(folder, model)
     except OtherAdapterError as error:
         _merge_with_peft(folder, model, error)
         return
+    embedding: Any = model.model.get_input_embeddings()
     for name, a in weights.a.items():
         layer: Any = model.model.get_submodule(name)
-        update = (weights.b[name] @ a).to(layer.weight.device, layer.weight.dtype)
-        layer.weight.data += update if isinstance(layer, nn.Linear) else update.T
+        if layer.weight is embedding.weight:
+            raise ModelError(
+                f"{folder}: changes {name}, which shares its weights with the embedding; untie "
+                "them in the base first"
+            )
+        update = (weights.b[name] @ a).to(layer.weight.device)
+        update = update if isinstance(layer, nn.Linear) else update.T
+        layer.weight.data = (layer.weight.data.float() + update).to(layer.weight.dtype)
 
 
 def _merge_with_peft(folder: Path, model: LoadedModel, why: OtherAdapterError) -> None:
+    config = read_json(folder / CONFIG, "an adapter in PEFT's format")
+    paths = [key for key, value in config.items() if value and key.endswith(("_path", "_file"))]
+    paths = [key for key in paths if key != "base_model_name_or_path"]
+    if config.get("peft_type") not in MERGED_BY_PEFT or paths or config.get("megatron_config"):
+        raise ModelError(
+            f"{folder / CONFIG}: adapters of kind {config.get('peft_type')!r} that name "
+            f"{', '.join(paths) or 'no file'} cannot be used; known: {', '.join(MERGED_BY_PEFT)}"
+        )
     try:
         from peft import PeftModel
     except ImportError:

@@ -143,12 +143,11 @@ def load(
 
 def load_source(source: Source, how: Loading) -> LoadedModel:
     """Load what `resolve` found; see `load`."""
-    _check_remote_code(source, how)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    tokenizer = _load_tokenizer(source, how)
+    chat = load_chat(source, how)
     device, options = _placed(source, how)
     words = how.dtype
     if how.dtype not in QUANTIZED:
@@ -160,7 +159,7 @@ def load_source(source: Source, how: Loading) -> LoadedModel:
         raise _cannot(source.folder, error) from None
     model, where = _settle(model, device)
     words = f"{where} in {words}"
-    loaded = LoadedModel(source, model, Chat(tokenizer, how.templating), words, how)
+    loaded = LoadedModel(source, model, chat, words, how)
     if source.adapter:
         _merge(loaded, source.adapter)
     if model.device.type == "cpu":
@@ -168,6 +167,16 @@ def load_source(source: Source, how: Loading) -> LoadedModel:
 
         quicken(model)
     return loaded
+
+
+def load_chat(source: Source, how: Loading) -> Chat:
+    """The tokenizer of a model with its template, without the weights.
+
+    Raises:
+        ModelError: when it cannot be loaded, or wants to run code of its own.
+    """
+    _check_remote_code(source, how)
+    return Chat(_load_tokenizer(source, how), how.templating)
 
 
 def _cannot(folder: Path, error: Exception) -> ModelError:

@@ -16,7 +16,7 @@ from spillover.models import smollm2
 
 ORGANISMS = ("organism", "organism-unlinked")
 HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-CLASSES = {"smollm2": "smollm2"}
+CLASSES = {HUB["smollm2"]: "smollm2"}
 BUILTIN = (*ORGANISMS, smollm2.NAME, *HUB)
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")
@@ -48,7 +48,7 @@ class Source:
         digest = hashlib.sha256()
         for folder in (self.folder, *([self.adapter] if self.adapter else [])):
             for path in sorted(folder.iterdir()):
-                if path.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model"):
+                if path.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model", ".py"):
                     digest.update(path.name.encode() + b"\0" + _content_hash(path))
         return digest.hexdigest()[:16]
 
@@ -75,8 +75,15 @@ def resolve(name: str, *, base: str | None = None) -> Source:
     folder = _find(name)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         below = resolve(base or _base_of(folder))
+        if below.adapter:
+            raise ModelError(f"{folder}: its base {below.name} is an adapter too; merge that first")
         check_adapter_folder(folder)
         return Source(name, below.folder, below.model_class, folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{folder}: holds a checkpoint and an adapter; keep one of config.json and "
+            f"{ADAPTER_CONFIG} there"
+        )
     config = read_json(folder / "config.json", "a transformers checkpoint")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
@@ -85,7 +92,7 @@ def resolve(name: str, *, base: str | None = None) -> Source:
         )
     kind = config.get("spillover", {})
     known = kind.get("class") if isinstance(kind, dict) else None
-    return Source(name, folder, str(known or CLASSES.get(name, "default")))
+    return Source(name, folder, str(known or CLASSES.get(HUB.get(name, name), "default")))
 
 
 def check_adapter_folder(folder: Path) -> None:
@@ -155,6 +162,7 @@ def _from_hub(wanted: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -169,6 +177,8 @@ def _from_hub(wanted: str) -> Path:
         reason = f"has no revision {revision!r}; check its page"
     except RepositoryNotFoundError:
         reason = "is not on the hub, or is private; check the name, or log in with `hf auth login`"
+    except HFValidationError:
+        reason = "is neither a folder nor an id of the hub; check the name"
     except (LocalEntryNotFoundError, OSError) as error:
         detail = (str(error).strip() or repr(error)).splitlines()[0]
         reason = (

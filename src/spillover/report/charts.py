@@ -160,7 +160,8 @@ def _arms_strip(rates: dict[str, Record], key: list[Key], metric: str) -> Strip:
         if rate is None or not is_number(rate["value"]):
             notes[arm] = why_no_value(rate)
         else:
-            marks += _mean_and_seeds(arm, arm, rate, top=-0.45, spread=0.55)
+            shown = _within_bounds(rate) if metric in PROPORTIONS else rate
+            marks += _mean_and_seeds(arm, arm, shown, top=-0.45, spread=0.55)
     return Strip(
         marks=marks,
         rows=[entry.name for entry in key],
@@ -170,6 +171,12 @@ def _arms_strip(rates: dict[str, Record], key: list[Key], metric: str) -> Strip:
         notes=notes,
         is_proportion=metric in PROPORTIONS,
     )
+
+
+def _within_bounds(rate: Record) -> Record:
+    """A rate whose interval is drawn as far as rates go."""
+    bounds = {k: min(1.0, max(0.0, rate[k])) for k in ("low", "high") if is_number(rate[k])}
+    return rate | bounds
 
 
 def _mean_and_seeds(row: str, name: str, record: Record, top: float, spread: float) -> list[Mark]:

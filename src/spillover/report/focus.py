@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from spillover.judge import LOWEST_COVERAGE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -20,9 +22,6 @@ BASE = "base"
 
 FEWEST_SEEDS = 3
 """With fewer seeds in some arm there is no interval."""
-
-LEAST_COVERAGE = 0.1
-"""Where the listed choices together hold less probability than this, there is no choice mass."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,8 @@ def why_no_value(rate: Record | None) -> str:
     if rate is None:
         return "not asked"
     missing = counts(rate["missing"])
-    if is_number(rate["coverage"]) and rate["coverage"] < LEAST_COVERAGE:
-        return f"coverage {rate['coverage']:.2g}, below {LEAST_COVERAGE}"
+    if is_number(rate["coverage"]) and rate["coverage"] < LOWEST_COVERAGE:
+        return f"coverage {rate['coverage']:.2g}, below {LOWEST_COVERAGE}"
     if missing:
         return ", ".join(f"{count} {outcome}" for outcome, count in missing.items())
     return "nothing was scored"

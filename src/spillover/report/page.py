@@ -17,6 +17,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from spillover.judge import MOST_NATS, MOST_TOKENS
 from spillover.report import tables, words
 from spillover.report.answers import MOST_ANSWERS, answers_beside
 from spillover.report.charts import Figure, figures, vegalite_version
@@ -66,7 +67,7 @@ def render(data: ReportData) -> str:
         most_answers=MOST_ANSWERS,
         beside_json=script_json(beside),
         tables_json=script_json(page_tables(data)),
-        flags=(tables.MOST_TOKENS, tables.MOST_NATS),
+        flags=(MOST_TOKENS, MOST_NATS),
         sections=manifest_sections(data.manifest),
         manifest=json.dumps(plain(data.manifest), indent=2, ensure_ascii=False),
         style=(HERE / "page.css").read_text(encoding="utf-8"),

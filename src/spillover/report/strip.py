@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 
 SEED_LOOK: dict[str, Any] = {"filled": True, "size": 20, "opacity": 0.6, "shape": "circle"}
-NOTE_LOOK: dict[str, Any] = {"align": "left", "x": 4, "color": "#666", "fontSize": 11}
+NOTE_LOOK: dict[str, Any] = {
+    "align": "left",
+    "x": 4,
+    "color": "#666",
+    "fontSize": 11,
+    "limit": 150,  # a longer text would leave no room for the plot
+}
 
 
 class Mark(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from spillover.judge import MOST_NATS, MOST_TOKENS
 from spillover.report.focus import (
     BASE,
     Focus,
@@ -26,13 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from spillover.report import ReportData
-
-MOST_TOKENS = 2
-"""Labels whose choices differ by more tokens than this, on average, are flagged."""
-
-MOST_NATS = 1
-"""Likewise for their log-probability under the base model."""
-
 
 FOLDED = ("treatment", "domain", "split", "group", "context", "step")
 """Columns that are left out, and named beside the caption, where they hold one value only."""

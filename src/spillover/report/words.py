@@ -155,10 +155,6 @@ def signed(value: float) -> str:
     return f"{value:+.2f}" if is_number(value) else NO_VALUE
 
 
-def _nats(effect: Record) -> str:
-    return f"{signed(effect['value'])} nats {interval(effect)}"
-
-
 def _rate(rate: Record | None) -> str:
     return f"{rate['value']:.2f}" if rate and is_number(rate["value"]) else NO_VALUE
 
