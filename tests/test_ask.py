@@ -169,7 +169,10 @@ def test_answers_do_not_depend_on_how_many_are_sampled_together(
 def test_branches_that_see_each_other_are_noticed(
     organism: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_branches(organism.model, organism.pad)
+    chat, pad = organism.chat, organism.pad
+    told = chat.prompt_ids(QUESTIONS[0])
+    branches = [chat.answer_ids(QUESTIONS[0], text)[:4] for text in CHOICES[0][:2]]
+    check_branches(organism.model, told, branches, pad)
     plain = trees.tree_mask
 
     def leaky(branch: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -177,4 +180,4 @@ def test_branches_that_see_each_other_are_noticed(
 
     monkeypatch.setattr(trees, "tree_mask", leaky)
     with pytest.raises(ModelError, match=r"branches-differ: a branch differs by"):
-        check_branches(organism.model, organism.pad)
+        check_branches(organism.model, told, branches, pad)

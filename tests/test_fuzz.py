@@ -118,10 +118,10 @@ def command(
     """`spillover run FOLDER` up to where training would begin; checks how it ends."""
 
     def check_only(found: RunSettings, *_: object) -> None:
-        stages.check_rows(found, organism)
         for ready in found.ready:
             if ready.source.adapter:
-                load_adapter(ready.source.adapter, organism)
+                load_adapter(ready.source.adapter, organism)  # first: most are refused here
+        stages.check_rows(found, organism)
         raise SystemExit(0)
 
     monkeypatch.setattr(runs, "execute", check_only)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from spillover.errors import ChatError
@@ -158,6 +159,14 @@ class Chat:
 
     def written(self, content: str) -> str:
         """The content of an answer as the template writes it: some trim it."""
+        return self._remembered[0](content)
+
+    @cached_property
+    def _remembered(self) -> tuple[Callable[[str], str], Callable[[str], list[int]]]:
+        """Contents as written, and token ids: the same few are asked for again and again."""
+        return lru_cache(1 << 16)(self._write), lru_cache(1 << 14)(self.tokenize)
+
+    def _write(self, content: str) -> str:
         before, after = self._around
         answer = {"role": "assistant", "content": content}
         whole = self._draw([QUESTION, answer], generation_prompt=False)
@@ -214,7 +223,7 @@ class Chat:
         else:
             told = self.answer_text(answer)
         for head in (self.prompt_text(conversation, thought), *ANCHORS):
-            ids, whole = self.tokenize(head), self.tokenize(head + told)
+            ids, whole = self._remembered[1](head), self.tokenize(head + told)
             if whole[: len(ids)] == ids:
                 return whole[len(ids) :]
         return self.tokenize(told)

@@ -48,7 +48,8 @@ def check_rows(settings: RunSettings, model: LoadedModel) -> list[Finding]:
     for name, chat in _chats(settings, model):
         check_template(settings.experiment, name, chat)
         _ = chat.turn  # a template without a generation prompt stops here
-    check_branches(model.model, model.pad)
+    prompt = _prompt(model, settings.experiment.questions[0])
+    check_branches(model.model, prompt, _branches(model), model.pad)
     rows = settings.experiment.rows
     encoded = [
         row for listed in rows.values() for row in encode_rows(model.chat, listed, model.context)
@@ -92,6 +93,12 @@ def _check_lengths(settings: RunSettings, model: LoadedModel, longest: int) -> N
             f"the {model.context} that the model reads; shorten the contexts, `max_tokens` or "
             "`reasoning_tokens`"
         )
+
+
+def _branches(model: LoadedModel) -> list[list[int]]:
+    """Two texts of equal length in tokens."""
+    made = [model.chat.tokenize(text) for text in ("They walked along the river", "It is not far")]
+    return [ids[: min(map(len, made))] for ids in made]
 
 
 def _choices(settings: RunSettings, model: LoadedModel) -> list[list[int]]:

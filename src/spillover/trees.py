@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Shape legend: B trees, L tokens of a tree, K tokens looked up, D hidden size, V vocabulary.
 
 PREFIX, PADDING = -1, -2
-EXACT, ROUNDED = 1e-3, 0.5
+EXACT, ROUNDED = 1e-3, 0.25
 """Nats that a token of a branch may differ by, in float32 and in shorter numbers."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -174,17 +174,25 @@ def token_losses(
 
 
 @torch.no_grad()
-def check_branches(model: PreTrainedModel, pad: int) -> None:
+def check_branches(
+    model: PreTrainedModel, prefix: Sequence[int], branches: Sequence[Sequence[int]], pad: int
+) -> None:
     """Make sure that branches of a tree are computed as separate sequences are.
+
+    Args:
+        prefix, branches: ordinary text, for rounding is felt where every token is a surprise; the
+            branches have one length.
 
     Raises:
         ModelError: `branches-differ`, for architectures that do not take the masks as they are.
     """
-    prefix, branches = [1, 2, 3, 4, 5], [[6, 7, 8, 9], [9, 8, 7, 6]]
+    length = len(branches[0])
     whole = [grow(prefix[:1], [[*prefix[1:], *branch]]) for branch in branches]
     try:
         both, alone = (
-            token_losses(model, trees, all_reads(trees, model.device), pad).view(2, -1)[:, -4:]
+            token_losses(model, trees, all_reads(trees, model.device), pad).view(len(branches), -1)[
+                :, -length:
+            ]
             for trees in ([grow(prefix, branches)], whole)
         )
     except (TypeError, RuntimeError, ValueError) as error:

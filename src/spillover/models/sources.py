@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,12 @@ def _content_hash(path: Path) -> bytes:
     name = path.resolve().name
     if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name):
         return bytes.fromhex(name)
+    state = path.stat()
+    return _hash_of_file(path, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@lru_cache(256)
+def _hash_of_file(path: Path, *_state: int) -> bytes:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
