@@ -32,7 +32,7 @@ test: setup $(VENV)/smollm2
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-# Checks of many minutes: organisms rebuilt from other seeds, control against control.
+# Checks of many minutes: organisms of other seeds, control against control, all the paper's files.
 long: setup $(VENV)/smollm2
 	$(BIN)/pytest -m long
 
