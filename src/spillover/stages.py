@@ -48,8 +48,6 @@ def check_rows(settings: RunSettings, model: LoadedModel) -> list[Finding]:
     for name, chat in _chats(settings, model):
         check_template(settings.experiment, name, chat)
         _ = chat.turn  # a template without a generation prompt stops here
-    prompt = _prompt(model, settings.experiment.questions[0])
-    check_branches(model.model, prompt, _branches(model), model.pad)
     rows = settings.experiment.rows
     encoded = [
         row for listed in rows.values() for row in encode_rows(model.chat, listed, model.context)
@@ -67,6 +65,8 @@ def check_rows(settings: RunSettings, model: LoadedModel) -> list[Finding]:
     found = guards.shared_rows(rows)
     found += guards.ids_out_of_range(used, model.vocabulary)
     guards.settle(found, InputError)
+    prompt = _prompt(model, settings.experiment.questions[0])
+    check_branches(model.model, prompt, _branches(model), model.pad)
     probes = [_prompt(model, question) for question in settings.experiment.questions[:PROBES]]
     losses = guards.prompt_losses(model, probes)
     found += guards.worse_than_guessing(losses, model.vocabulary)
