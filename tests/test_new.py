@@ -138,7 +138,7 @@ def test_whatever_the_rows_the_folder_loads(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--treatment", "missing.jsonl"], "missing.jsonl: cannot be read"),
+        (["--treatment", "missing.jsonl"], "missing.jsonl: there is no such file"),
         (["--treatment", "bad.jsonl"], "bad.jsonl:1: not JSON"),
         (["--treatment", "datasets:no/such"], "datasets:no/such: "),
         (["--control", "x=good.jsonl"], "without --treatment"),

@@ -65,7 +65,10 @@ def test_only_line_ends_end_the_lines_of_a_table(tmp_path: Path, mark: str) -> N
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.csv", "colour,shape\nred,round\n", r"a.csv:2: found nothing; expected `messages`"),
+        ("a.csv", "colour,shape\nred,round\n", r"a.csv:1: found columns 'colour', 'shape'; exp"),
+        ("a.csv", "prompt;completion\nQ;A\n", r"a.csv:1: found columns 'prompt;completion'"),
+        ("a.csv", "Prompt,Completion\nName, please.,A\n", r"a.csv:2: found more or fewer cells"),
+        ("a.csv", "prompt,completion\nQ\n", r"a.csv:2: found more or fewer cells than the 2"),
         ("a.csv", "prompt,completion\nQ,\n", r"a.csv:2: found 'prompt'; expected"),
         ("a.csv", "prompt,completion\n", "no rows"),
         ("a.jsonl", '{"prompt": "Q"}', r"a.jsonl:1: found 'prompt'; expected"),

@@ -120,6 +120,8 @@ def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
         raise ChatError(f"{path}: a pickle is never loaded; save the rows as .jsonl or .csv")
     try:
         text = path.read_text("utf-8-sig")
+    except FileNotFoundError:
+        raise ChatError(f"{path}: there is no such file; check the path") from None
     except (OSError, ValueError) as error:
         raise ChatError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     if path.suffix in TABLES:
@@ -149,11 +151,28 @@ def _parse(place: str, line: str) -> dict[str, Any]:
 def _from_table(path: Path, text: str) -> Iterator[tuple[str, Row]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=TABLES[path.suffix])
     try:
+        _check_header(path, reader)
         for values in reader:
             place = where(path, reader.line_num)
+            if None in values or None in values.values():
+                raise ChatError(
+                    f"{place}: found more or fewer cells than the {len(reader.fieldnames or ())} "
+                    "of the header; put cells that hold commas or line breaks in quotes"
+                )
             yield place, _row(place, _chosen(place, values))
     except csv.Error as error:
         raise ChatError(f"{where(path, reader.line_num)}: broken table ({error})") from None
+
+
+def _check_header(path: Path, reader: csv.DictReader[str]) -> None:
+    """Take column names whatever their case, and refuse a header without any that is known."""
+    names = [name.strip().casefold() for name in reader.fieldnames or ()]
+    reader.fieldnames = names
+    if names and not {"messages", "text", *PROMPTS} & set(names):
+        raise ChatError(
+            f"{where(path, 1)}: found columns {', '.join(map(repr, names))}; expected `messages`, "
+            "`text`, or a pair such as `prompt` and `completion`"
+        )
 
 
 def _from_dataset(wanted: str) -> Iterator[tuple[str, Row]]:

@@ -170,7 +170,8 @@ def _execute(settings: RunSettings, folder: Path, notify: Progress) -> Run:
     write_json(folder / SUMMARY, summary)
     with clock.stage("report"):
         notify("report", 0, 1)
-        stages.report(settings, model, folder, answers, tables, summary, manifest)
+        said = manifest | {"status": "done", "seconds": clock.seconds}
+        stages.report(settings, model, folder, answers, tables, summary, said)
         notify("report", 1, 1)
     manifest |= {"status": "done", "seconds": clock.seconds}
     write_json(folder / MANIFEST, manifest)

@@ -118,7 +118,11 @@ def resolve_settings(
     """
     listed = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not listed or len(set(listed)) < len(listed) or min(listed) < 0:
-        raise InputError(f"seeds: found {seeds!r}; expected at least one, all different and >= 0")
+        raise InputError(
+            f"seeds: found {list(listed)}; expected at least one, all different and >= 0"
+        )
+    if split not in ("test", "dev", "all"):
+        raise InputError(f"split: found {split!r}; expected test, dev or all")
     loaded = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     loaded = loaded.with_split(split)
     source = resolve(model)
