@@ -100,9 +100,7 @@ def _show_template(found: Check) -> None:
     said = f"adds {written.text!r} to every prompt" if written else "adds nothing to prompts"
     moving = ", with today's date pinned" if written and written.moving else ""
     status(f"Chat template: {said}{moving}.")
-    status(
-        f"Dated experiment: {'yes' if found.dated else 'no'} (`dated` overrules)."
-    )
+    status(f"Dated experiment: {'yes' if found.dated else 'no'} (`dated` overrules).")
 
 
 def _show_warning(warning: Caution) -> None:
