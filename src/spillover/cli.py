@@ -55,12 +55,15 @@ TrustRemoteCode = Annotated[
 ]
 
 
-def _loading(**given: Any) -> Loading:
-    """How to load models, from the command line."""
+def _loading(placed: tuple[Any, ...], told: tuple[Any, ...]) -> Loading:
+    """How to load models, from the options of a command in the order of `run`."""
     from pydantic import ValidationError
 
     from spillover.models import Loading
 
+    templating = dict(zip(("think", "system", "date", "keep"), told, strict=True))
+    names = ("device", "dtype", "trust_remote_code", "chat_template")
+    given = dict(zip(names, placed, strict=True)) | {"templating": templating}
     try:
         return Loading.model_validate(given)
     except ValidationError as error:
@@ -129,16 +132,8 @@ def run(
         training={key: value for key, value in changes.items() if value is not None},
         split=split,
         loading=_loading(
-            device=device,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            chat_template=chat_template,
-            templating={
-                "think": think,
-                "system": system,
-                "date": template_date,
-                "keep": keep_template,
-            },
+            (device, dtype, trust_remote_code, chat_template),
+            (think, system, template_date, keep_template),
         ),
     )
     with Stages() as stages:
@@ -210,16 +205,8 @@ def check(
     from spillover.authoring.check import check_experiment
 
     loading = _loading(
-        device=device,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        chat_template=chat_template,
-        templating={
-            "think": think,
-            "system": system,
-            "date": template_date,
-            "keep": keep_template,
-        },
+        (device, dtype, trust_remote_code, chat_template),
+        (think, system, template_date, keep_template),
     )
     with Stages() as stages:
         found = check_experiment(
