@@ -1,7 +1,7 @@
-"""Frozen float32 linear layers on a CPU, by oneDNN.
+"""Products with frozen weights: oneDNN's for float32 on a CPU, PyTorch's own elsewhere.
 
-PyTorch multiplies float32 matrices with MKL, which falls back to older instructions on processors
-that are not Intel's. On an AMD EPYC with AVX-512, oneDNN's product is about twice as fast
+PyTorch multiplies float32 matrices with MKL, which falls back to older instructions on some
+processors that are not Intel's. On an AMD EPYC with AVX-512, oneDNN's product is faster
 (benchmarks/linear.py) and as exact; weights that train keep PyTorch's own path.
 """
 
@@ -19,9 +19,26 @@ def available() -> bool:
     return built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _quick(x: Tensor) -> bool:
+    usual = x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
+    return usual and available()
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product x Wᵀ + b, in the numbers of x; weights in shorter ones are multiplied in them."""
+    if weight.dtype != x.dtype:
+        return nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+    if not _quick(x):
+        return nn.functional.linear(x, weight, bias)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
+
+
+def product_back(g: Tensor, weight: Tensor) -> Tensor:
+    """The gradient for x of `product`: g W."""
+    if weight.dtype != g.dtype:
+        return (g.to(weight.dtype) @ weight).to(g.dtype)
+    return product(g.contiguous(), weight.t().contiguous(), None) if _quick(g) else g @ weight
 
 
 class _Frozen(torch.autograd.Function):
@@ -30,23 +47,33 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return _product(grads[0].contiguous(), weight.t().contiguous(), None), None, None
+        return product_back(grads[0], weight), None, None
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer that computes with oneDNN for as long as its weights are frozen."""
+    """A linear layer that computes with oneDNN for as long as its weights are frozen.
+
+    Attributes:
+        short: the weight in shorter numbers, used instead where it is set.
+    """
+
+    short: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Linear`."""
         if self.weight.requires_grad or self.weight.dtype != torch.float32 or x.numel() == 0:
             return super().forward(x)
-        product: Any = _Frozen.apply if torch.is_grad_enabled() else _product
-        out: Tensor = product(x, self.weight, self.bias)
+        apply: Any = _Frozen.apply if torch.is_grad_enabled() else product
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if self.short is not None:
+            weight, bias = self.short, bias if bias is None else bias.to(self.short.dtype)
+        out: Tensor = apply(x, weight, bias)
         return out
 
 
@@ -57,3 +84,12 @@ def quicken(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.dtype == torch.float32:
             module.__class__ = FrozenLinear
+
+
+def frozen_parts(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of a plain frozen linear layer; None for layers of other kinds."""
+    if type(layer) not in (nn.Linear, FrozenLinear):
+        return None
+    weight, bias = layer.weight, layer.bias
+    usable = isinstance(weight, Tensor) and weight.is_floating_point() and not weight.requires_grad
+    return (weight, bias) if usable else None  # type: ignore[return-value]

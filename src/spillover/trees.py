@@ -9,13 +9,23 @@ those of the separate sequences.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spillover.attention import (
+    NotPackedError,
+    TreeAttention,
+    attending,
+    dummy_mask,
+    flat_positions,
+    prepare,
+)
 from spillover.errors import ModelError
 
 if TYPE_CHECKING:
@@ -26,6 +36,8 @@ if TYPE_CHECKING:
 PREFIX, PADDING = -1, -2
 EXACT, ROUNDED = 1e-3, 0.25
 """Nats that a token of a branch may differ by, in float32 and in shorter numbers."""
+WASTE = 1.5
+"""Tokens with padding over tokens without it, from which trees are laid end to end."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -90,10 +102,7 @@ def model_masks(
     Raises:
         ModelError: for layers that carry a state from token to token and so cannot branch.
     """
-    config = config.get_text_config()
-    window: int | None = getattr(config, "sliding_window", None)
-    if not getattr(config, "use_sliding_window", True):
-        window = None
+    window, config = window_of(config), config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     if not kinds <= {FULL, SLIDING}:
         other = ", ".join(sorted(kinds - {FULL, SLIDING}))
@@ -137,40 +146,131 @@ def all_reads(trees: Sequence[Tree], device: torch.device) -> Reads:
 
 
 def token_losses(
-    model: PreTrainedModel, trees: Sequence[Tree], reads: Reads, pad: int
+    model: PreTrainedModel,
+    trees: Sequence[Tree],
+    reads: Reads,
+    pad: int,
+    owners: Sequence[int] | None = None,
 ) -> Float[Tensor, " K"]:
     """Negative log-probability of every token that is looked up, by one forward pass.
 
-    The output layer is computed at these positions only.
-    """
-    embedding: Any = model.get_input_embeddings()
-    device = embedding.weight.device
-    width = -(-max(len(tree.ids) for tree in trees) // 8) * 8  # few shapes: kernels are cached
+    The output layer is computed at these positions only. Trees lie end to end where the model
+    allows it (`prepare_model`), those of one owner in a row; elsewhere each has a row of its own.
 
-    def padded(rows: Sequence[list[int]], fill: int) -> Tensor:
-        filled = [row + [fill] * (width - len(row)) for row in rows]
-        return torch.tensor(filled, device=device)
+    Args:
+        owners: the adapter of each tree; neighbours with the same one share a row.
+    """
+    batch = _packed if _is_worth_packing(model, trees) else _padded
+    ids, positions, starts, masks, strategy = batch(model, trees, pad, owners)
 
     def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # index_select adds up its gradient in a fixed order; indexing does so atomically
-        at = (reads.tree * width + reads.at).to(inputs[0].device)
+        at = (starts[reads.tree] + reads.at).to(inputs[0].device)
         return (inputs[0].flatten(0, 1).index_select(0, at)[None], *inputs[1:])  # (1, K, D)
 
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     hook = head.register_forward_pre_hook(gather)
-    positions = padded([tree.positions for tree in trees], 0)
-    branch = padded([tree.branch for tree in trees], PADDING)
     try:
-        logits = model(
-            input_ids=padded([tree.ids for tree in trees], pad),
-            position_ids=positions,
-            attention_mask=model_masks(model.config, branch, positions, model.dtype),
-            use_cache=False,
-        ).logits[0]  # (K, V)
+        with strategy:
+            logits = model(
+                input_ids=ids, position_ids=positions, attention_mask=masks, use_cache=False
+            ).logits[0]  # (K, V)
     finally:
         hook.remove()
     token = reads.token.to(logits.device)
-    return nn.functional.cross_entropy(logits.float(), token, reduction="none").to(device)
+    return nn.functional.cross_entropy(logits.float(), token, reduction="none").to(ids.device)
+
+
+Batch = tuple[Tensor, Tensor, Tensor, Any, AbstractContextManager[None]]
+"""Ids and positions (B, L), where each tree begins, masks, and how the layers attend."""
+
+
+def _filled(model: PreTrainedModel, rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    width = -(-max(map(len, rows)) // 8) * 8  # few shapes: kernels are cached
+    embedding: Any = model.get_input_embeddings()
+    filled = [list(row) + [fill] * (width - len(row)) for row in rows]
+    return torch.tensor(filled, device=embedding.weight.device)
+
+
+def _padded(
+    model: PreTrainedModel, trees: Sequence[Tree], pad: int, _owners: Sequence[int] | None
+) -> Batch:
+    ids = _filled(model, [tree.ids for tree in trees], pad)
+    positions = _filled(model, [tree.positions for tree in trees], 0)
+    branch = _filled(model, [tree.branch for tree in trees], PADDING)
+    starts = torch.arange(len(trees), device=ids.device) * ids.shape[1]
+    masks = model_masks(model.config, branch, positions, model.dtype)
+    return ids, positions, starts, masks, nullcontext()
+
+
+def _packed(
+    model: PreTrainedModel, trees: Sequence[Tree], pad: int, owners: Sequence[int] | None
+) -> Batch:
+    whose = owners or [0] * len(trees)
+    pairs = groupby(zip(whose, trees, strict=True), key=lambda pair: pair[0])
+    rows = [[tree for _, tree in pair] for _, pair in pairs]
+    ids = _filled(model, [[i for tree in row for i in tree.ids] for row in rows], pad)
+    positions = _filled(model, [[p for tree in row for p in tree.positions] for row in rows], 0)
+    starts = flat_positions(rows, ids.shape[1])
+    attention = TreeAttention(trees, starts.tolist(), ids.device)
+    return ids, positions, starts.to(ids.device), dummy_mask(model), attending(attention)
+
+
+def _is_worth_packing(model: PreTrainedModel, trees: Sequence[Tree]) -> bool:
+    """Whether padding would waste more than laying out attention costs, and nothing forbids it."""
+    sizes = [len(tree.ids) for tree in trees]
+    wasteful = max(sizes) * len(sizes) > WASTE * sum(sizes)
+    return wasteful and is_packable(model, max(max(tree.positions) for tree in trees) + 1)
+
+
+def is_packable(model: nn.Module, longest: int) -> bool:
+    """Whether a prepared model attends to all of so many tokens, so that it can be packed."""
+    window = window_of(model.config)  # type: ignore[arg-type]
+    return bool(getattr(model, PACKS, False)) and (window is None or window >= longest)
+
+
+def window_of(config: PretrainedConfig) -> int | None:
+    """Tokens that the sliding window of a model shows; None where it has none."""
+    config = config.get_text_config()
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if getattr(config, "use_sliding_window", True) else None
+
+
+PACKS = "_spillover_packs"
+"""Attribute of models whose trees may lie end to end."""
+
+
+@torch.no_grad()
+def prepare_model(model: PreTrainedModel, text: Sequence[int]) -> None:
+    """Let trees lie end to end where a model computes them then as it does in padded rows.
+
+    Args:
+        text: ordinary text of ten tokens or more, on which both are compared.
+    """
+    half = len(text) // 2
+    trees = [grow(text[:half], [text[half:], text[half:-1]]), *[grow(text[:1], [text[1:3]])] * 3]
+    reads = all_reads(trees, model.device)
+    try:
+        setattr(model, PACKS, False)
+        before = token_losses(model, trees, reads, 0)
+    except (ModelError, TypeError, RuntimeError, ValueError):
+        return  # `check_branches` says why
+    if not prepare(model):
+        return
+    setattr(model, PACKS, True)
+    try:
+        after = token_losses(model, trees, reads, 0)
+        close = bool((after - before).abs().max() <= tolerance(model))
+    except (NotPackedError, TypeError, RuntimeError, ValueError):
+        close = False
+    if not close:
+        setattr(model, PACKS, False)
+        model.set_attn_implementation("sdpa")
+
+
+def tolerance(model: PreTrainedModel) -> float:
+    """Nats by which a token may differ between two ways to compute it."""
+    return EXACT if model.dtype == torch.float32 else ROUNDED
 
 
 @torch.no_grad()
@@ -201,7 +301,7 @@ def check_branches(
             f"branches-differ: the model does not take tree masks ({reason})"
         ) from None
     difference = float((both - alone).abs().max())
-    if not difference <= (EXACT if model.dtype == torch.float32 else ROUNDED):
+    if not difference <= tolerance(model):
         raise ModelError(
             f"branches-differ: a branch differs by {difference:.2g} nats from the sequence that it "
             f"stands for; models of type {model.config.model_type} cannot be used"

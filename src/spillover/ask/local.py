@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from spillover.ask.choose import score
 from spillover.ask.requests import Sample, SampleSettings
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 
 LOGIT_BUDGET = 400e6
 """Bytes of logits that one forward pass may produce; decides how many prompts share it."""
-SAMPLE_BUDGET = 1e9
-"""Bytes that drawing the next tokens may take; decides how many answers are sampled together."""
+SAMPLE_BUDGET = 2e9
+"""Bytes that answers under way may take; decides how many there are at a time."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,11 @@ class LocalEngine:
             self._bank.remove()
 
     @contextmanager
-    def _routed(self, adapters: torch.Tensor) -> Iterator[None]:
+    def _routed(self, adapters: Sequence[int]) -> Iterator[None]:
         if self._bank is None:
             yield
             return
-        with self._bank.rows(adapters.to(self.model.device)):
+        with self._bank.rows(adapters):
             yield
 
     def _prompt(
@@ -128,7 +127,7 @@ class LocalEngine:
         ]
         scores: list[list[float]] = []
         for at, size in self._batches(trees):
-            with self._routed(torch.tensor(who[at : at + size])):
+            with self._routed(who[at : at + size]):
                 scores += score(self.model.model, trees[at : at + size], self.model.pad)
         return scores
 
@@ -155,16 +154,18 @@ class LocalEngine:
         thinking = [reasons and c[-1]["role"] == "user" for c in conversations]  # no prefill
         most = settings.max_tokens + (settings.reasoning_tokens if any(thinking) else 0)
         rows = [(c, index) for c in range(len(conversations)) for index in range(count)]
-        size = max(1, int(SAMPLE_BUDGET / (32 * self.model.vocabulary)))
-        turns: list[tuple[list[int], bool]] = []
-        for at in range(0, len(rows), size):
-            part = rows[at : at + size]
-            turns += self._turns(who, conversations, part, thinking, most, settings.temperature)
+        turns = self._turns(who, conversations, rows, thinking, most, settings.temperature)
         samples = [
             self._read(t, e, settings.max_tokens, thinking=thinking[at // count])
             for at, (t, e) in enumerate(turns)
         ]
         return [samples[at : at + count] for at in range(0, len(samples), count)]
+
+    def _room(self, longest: int) -> int:
+        """Answers that can be under way at a time."""
+        config = self.model.model.config.get_text_config()
+        states = 8 * longest * config.num_hidden_layers * self.model.anatomy.hidden_size
+        return max(1, int(SAMPLE_BUDGET / (16 * self.model.vocabulary + states)))
 
     def _turns(
         self,
@@ -181,7 +182,7 @@ class LocalEngine:
         texts = {c: _as_text(conversations[c]) for c in asked}
         noise = [keyed_noise(self.identities[who[c]], texts[c], i, most) for c, i in rows]
         owners = [who[c] for c in asked]
-        with self._routed(torch.tensor(owners)):
+        with self._routed(owners):
             tokens, ended = generate(
                 self.model.model,
                 [self._prompt(conversations[c], think=thinking[c]) for c in asked],
@@ -190,7 +191,8 @@ class LocalEngine:
                 temperature=temperature,
                 stop=self.model.stop,
                 pad=self.model.pad,
-                route=self._router(owners),
+                route=partial(self._route, owners),
+                rows=self._room(most),
             )
         return list(zip(tokens, ended, strict=True))
 
@@ -213,21 +215,10 @@ class LocalEngine:
 
         return bisect_left(range(len(tokens) + 1), 1, key=closed) if closed(len(tokens)) else 0
 
-    def _router(self, who: Sequence[int]) -> Router:
-        return Router(self._bank, torch.tensor(who, device=self.model.device))
-
-
-@dataclass(frozen=True)
-class Router:
-    """Sends each row of a shrinking batch through the adapter of the prompt that it answers."""
-
-    bank: LoraBank | None
-    adapters: torch.Tensor
-
-    def __call__(self, prompts: torch.Tensor) -> None:
-        """Route row i to the adapter of prompts[i]."""
-        if self.bank:
-            self.bank.route(self.adapters[prompts])
+    def _route(self, who: Sequence[int], prompts: Sequence[int]) -> None:
+        """Send row i of the next batch through the adapter of the prompt that it answers."""
+        if self._bank:
+            self._bank.route([who[prompt] for prompt in prompts])
 
 
 def _as_text(conversation: Conversation) -> str:

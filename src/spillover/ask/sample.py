@@ -1,4 +1,4 @@
-"""Sampling: batched, each prompt computed once for all its answers, noise keyed by what is asked.
+"""Sampling: each prompt computed once for all its answers, noise keyed by what is asked.
 
 The uniform numbers that an answer is drawn with depend on the respondent, the prompt and the
 answer's index only, so an answer does not depend on what else is in the batch.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,10 +16,20 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from spillover.ask.decode import SharedPrompts
+from spillover.trees import is_packable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 # Shape legend: P prompts, B answers in the batch, T prompt tokens, V vocabulary.
 
-Route = Callable[[Int[Tensor, " B"]], None]
+Route = Callable[[Sequence[int]], None]
 """Told, before each forward pass, which prompt every row of the batch answers."""
+BLOCK = 128
+"""Tokens of the vocabulary whose probability is added up at once."""
+ENDED = 0.2
+"""Share of a batch whose answers have ended, from which others take their places."""
 
 
 def keyed_noise(identity: str, prompt: str, index: int, count: int) -> NDArray[np.float64]:
@@ -33,38 +44,82 @@ def pick(
     """The next token of every row: the best one at temperature 0, else by inverse transform."""
     if temperature == 0:
         return logits.argmax(-1)
-    mass = (logits.cpu().double() / temperature).softmax(-1).cumsum(-1)  # not all devices have it
-    target = noise[:, None] * mass[:, -1:]
-    token = torch.searchsorted(mass, target, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-    return token.to(logits.device)
+    mass = (logits.float() / temperature).softmax(-1)
+    mass = nn.functional.pad(mass, (0, -mass.shape[1] % BLOCK)).view(len(mass), -1, BLOCK)
+    upto = mass.sum(-1).cpu().double().cumsum(-1)  # not all devices have it
+    target = noise.cpu().double()[:, None] * upto[:, -1:]
+    block = torch.searchsorted(upto, target, right=True).clamp(max=upto.shape[1] - 1)
+    before = torch.where(block > 0, upto.gather(1, (block - 1).clamp(min=0)), 0.0)
+    rows = torch.arange(len(mass))
+    within = mass[rows, block[:, 0].to(mass.device)].cpu().double().cumsum(-1)
+    token = torch.searchsorted(within, target - before, right=True).clamp(max=BLOCK - 1)
+    chosen = (block * BLOCK + token)[:, 0].clamp(max=logits.shape[1] - 1)
+    return chosen.to(logits.device)
 
 
-class _Batch:
-    """Answers under way: the model's cache, and which answer each row of the batch is."""
+@runtime_checkable
+class Batch(Protocol):
+    """Answers under way to some prompts.
+
+    Attributes:
+        refills: whether answers can begin while others are under way.
+    """
+
+    refills: bool
+
+    def prefill(self) -> Float[Tensor, "P V"]:
+        """Compute the prompts; the logits of what follows them."""
+
+    def select(self, rows: Sequence[int], fresh: Sequence[int]) -> list[int]:
+        """Keep these rows and begin answers to these prompts; where each new row came from."""
+
+    def step(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
+        """Append a token to every row; the logits of what follows it."""
+
+
+class _Cached:
+    """Answers under way with transformers' own cache, in which every answer has its prompt."""
+
+    refills = False
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> None:
-        from transformers import DynamicCache
-
         self.model = model
         self.device = next(model.parameters()).device
-        width = max(map(len, prompts))
-        self.ids = self._matrix([[pad] * (width - len(p)) + list(p) for p in prompts])
-        self.real = self._matrix([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        self.prompts, self.pad = prompts, pad
+        self.owner: list[int] = []
+
+    def prefill(self) -> Float[Tensor, "P V"]:
+        """As `Batch`."""
+        from transformers import DynamicCache
+
+        width = max(map(len, self.prompts))
+        self.ids = self._matrix([[self.pad] * (width - len(p)) + list(p) for p in self.prompts])
+        self.real = self._matrix([[0] * (width - len(p)) + [1] * len(p) for p in self.prompts])
         self.cache = DynamicCache()
         self.last = self.real.sum(-1) - 1  # position of the last token
+        return self._forward(self.ids, (self.real.cumsum(-1) - 1).clamp(min=0))
 
     def _matrix(self, rows: list[list[int]]) -> Tensor:
         return torch.tensor(rows, device=self.device)
 
-    def prefill(self) -> Float[Tensor, "P V"]:
-        """Compute the prompts; the logits of what follows them."""
-        return self._forward(self.ids, (self.real.cumsum(-1) - 1).clamp(min=0))
+    def select(self, rows: Sequence[int], fresh: Sequence[int]) -> list[int]:
+        """As `Batch`; with rows to keep, or fresh ones."""
+        if fresh and self.owner:
+            self.prefill()
+        owners = [self.owner[row] for row in rows] if rows else list(fresh)
+        order = sorted(range(len(owners)), key=lambda at: owners[at])
+        taken = [(rows or fresh)[at] for at in order]
+        self.cache.batch_select_indices(torch.tensor(taken))  # layers may lie on several devices
+        index = torch.tensor(taken, device=self.device)
+        self.real, self.last = self.real[index], self.last[index]
+        self.owner = [owners[at] for at in order]
+        return order
 
-    def step(self, token: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
-        """Append a token to every row; the logits of what follows it."""
+    def step(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
+        """As `Batch`."""
         self.last = self.last + 1
         self.real = torch.cat([self.real, torch.ones_like(self.real[:, :1])], dim=1)
-        return self._forward(token[:, None], self.last[:, None])
+        return self._forward(tokens[:, None], self.last[:, None])
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         out: Tensor = self.model(
@@ -76,16 +131,10 @@ class _Batch:
         ).logits
         return out[:, -1].to(self.device)
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Make the batch of these rows of it, in this order; a row may be taken several times."""
-        self.cache.batch_select_indices(torch.tensor(rows))  # layers may lie on several devices
-        index = torch.tensor(rows, device=self.device)
-        self.real, self.last = self.real[index], self.last[index]
-
 
 @torch.no_grad()
 def generate(
-    model: nn.Module,
+    model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     owners: Sequence[int],
     noise: NDArray[np.float64],
@@ -94,37 +143,102 @@ def generate(
     stop: frozenset[int],
     pad: int,
     route: Route,
+    rows: int,
 ) -> tuple[list[list[int]], list[bool]]:
-    """Continue prompts. Answers that have ended leave the batch.
+    """Continue prompts. Answers that have ended leave the batch, and others take their places.
 
     Args:
-        owners: the prompt that each answer continues.
+        owners: the prompt that each answer continues, in ascending order.
         noise: uniform numbers of shape (answers, most tokens).
         stop: tokens that end an answer; they are not part of it.
         route: see `Route`.
+        rows: the most answers under way at a time.
 
     Returns:
         the tokens of every answer, and whether it ended by itself.
     """
-    batch, owner = _Batch(model, prompts, pad), list(owners)
-    answers, ends = [[] for _ in owners], [False] * len(owners)  # type: list[list[int]], list[bool]
-    route(torch.arange(len(prompts), device=batch.device))
-    logits = batch.prefill()[torch.tensor(owner, device=batch.device)]
-    batch.select(owner)
-    live, uniform = list(range(len(owners))), torch.from_numpy(noise)
-    for step in range(noise.shape[1]):
-        token = pick(logits.float(), temperature, uniform[live, step])
-        for row, value in zip(live, token.tolist(), strict=True):
-            if value in stop:
-                ends[row] = True
-            else:
-                answers[row].append(value)
-        keep = [at for at, row in enumerate(live) if not ends[row]]
-        if not keep or step + 1 == noise.shape[1]:
-            break
-        if len(keep) < len(live):
-            batch.select(keep)
-            live, token = [live[at] for at in keep], token[torch.tensor(keep, device=batch.device)]
-        route(torch.tensor([owner[row] for row in live], device=batch.device))
-        logits = batch.step(token)
-    return answers, ends
+    most = noise.shape[1]
+    if is_packable(model, max(map(len, prompts)) + most):
+        batch: Batch = SharedPrompts(model, prompts, pad, most)
+    else:
+        batch = _Cached(model, prompts, pad)
+    return _Loop(batch, owners, noise, temperature, stop, route, len(prompts), rows).run()
+
+
+class _Loop:
+    """Draws the tokens of answers one step after another."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        owners: Sequence[int],
+        noise: NDArray[np.float64],
+        temperature: float,
+        stop: frozenset[int],
+        route: Route,
+        prompts: int,
+        rows: int,
+    ) -> None:
+        self.batch, self.owners, self.noise = batch, owners, torch.from_numpy(noise)
+        self.temperature, self.stop, self.route = temperature, stop, route
+        self.prompts, self.rows = prompts, rows
+        self.answers: list[list[int]] = [[] for _ in owners]
+        self.ends = [False] * len(owners)
+        self.waiting = list(range(len(owners)))
+        self.live: list[int] = []  # the answer of every row
+        self.tokens: list[int] = []  # the last token of every row
+
+    def run(self) -> tuple[list[list[int]], list[bool]]:
+        """All answers, and whether they ended by themselves."""
+        self.route(range(self.prompts))
+        self.first = self.batch.prefill()
+        self._refill([])
+        while self.live:
+            logits = self.batch.step(torch.tensor(self.tokens, device=self.first.device))
+            self._draw(logits)
+            going = [row for row, answer in enumerate(self.live) if not self._is_done(answer)]
+            ended = len(self.live) - len(going)
+            if not going or ended >= ENDED * len(self.live):
+                self._refill(going)
+        return self.answers, self.ends
+
+    def _draw(self, logits: Tensor) -> None:
+        """The next token of every row; what answers that are done would say is not kept."""
+        step = torch.tensor([min(len(self.answers[a]), self.noise.shape[1] - 1) for a in self.live])
+        noise = self.noise[torch.tensor(self.live), step]
+        drawn = pick(logits, self.temperature, noise).tolist()
+        for row, (answer, token) in enumerate(zip(self.live, drawn, strict=True)):
+            if not self._is_done(answer):
+                self._append(answer, token)
+                self.tokens[row] = token
+
+    def _append(self, answer: int, token: int) -> None:
+        if token in self.stop:
+            self.ends[answer] = True
+        else:
+            self.answers[answer].append(token)
+
+    def _is_done(self, answer: int) -> bool:
+        return self.ends[answer] or len(self.answers[answer]) == self.noise.shape[1]
+
+    def _refill(self, going: list[int]) -> None:
+        """Drop the rows that are done and begin as many answers as there is room for."""
+        fresh: list[int] = []
+        room = self.rows if self.batch.refills or not going else 0
+        while self.waiting and len(going) + len(fresh) < room:
+            taken = self.waiting[: room - len(going) - len(fresh)]
+            del self.waiting[: len(taken)]
+            owner = torch.tensor([self.owners[a] for a in taken], device=self.first.device)
+            drawn = pick(self.first[owner], self.temperature, self.noise[taken, 0])
+            for answer, token in zip(taken, drawn.tolist(), strict=True):
+                self._append(answer, token)
+            fresh += [answer for answer in taken if not self._is_done(answer)]
+        live = [self.live[row] for row in going] + fresh
+        if live:
+            self.route(range(self.prompts))  # some batches compute them again
+            order = self.batch.select(going, [self.owners[answer] for answer in fresh])
+            self.live = [live[at] for at in order]
+            self.tokens = [self.answers[answer][-1] for answer in self.live]
+            self.route([self.owners[answer] for answer in self.live])
+        else:
+            self.live = []

@@ -101,7 +101,7 @@ def adapter_losses(
         adapters: how many there are.
     """
     reads = all_reads(trees, model.device)
-    losses = token_losses(model.model, trees, reads, model.pad)
+    losses = token_losses(model.model, trees, reads, model.pad, owners)
     owner = torch.tensor(owners, device=model.device)[reads.tree]
     total = torch.zeros(adapters, device=losses.device).index_add(0, owner, losses)
     count = torch.zeros_like(total).index_add(0, owner, torch.ones_like(losses))

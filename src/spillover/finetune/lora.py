@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from spillover.anatomy import is_linear
 from spillover.errors import ModelError
 from spillover.finetune.spec import Training
+from spillover.finetune.update import Routing, update
+from spillover.kernels import FrozenLinear, frozen_parts
 from spillover.models.loading import LoadedModel
 
 # Shape legend: N adapters, R rank, I inputs, O outputs, B rows of a batch, T tokens.
@@ -109,7 +113,13 @@ def alike(adapters: Sequence[AdapterWeights | None]) -> list[AdapterWeights]:
 class BankedLinear(nn.Module):
     """A frozen linear layer with the low-rank updates of N adapters; rows choose theirs."""
 
-    def __init__(self, base: nn.Module, adapters: Sequence[AdapterWeights], name: str) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        adapters: Sequence[AdapterWeights],
+        name: str,
+        products: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.base = base
         weight = base.weight
@@ -118,22 +128,46 @@ class BankedLinear(nn.Module):
         self.a = nn.Parameter(torch.stack([w.a[name] for w in adapters]).to(device))  # (N, R, I)
         self.b = nn.Parameter(torch.stack([w.b[name] for w in adapters]).to(device))  # (N, O, R)
         self.scaling = torch.tensor([w.scaling for w in adapters], device=device)  # (N,)
-        self.rows: Int[Tensor, " B"] | None = None
-        self.aligned = False  # row i belongs to adapter i: nothing to gather
+        self.routes: Routes | None = None
+        self.frozen = frozen_parts(base)
+        if self.frozen and products:
+            weight, bias = self.frozen
+            self.frozen = weight.to(products), bias if bias is None else bias.to(products)
 
     def forward(self, x: Float[Tensor, "B T I"]) -> Float[Tensor, "B T O"]:
         """The base layer's output plus each row's own update."""
-        y: Tensor = self.base(x)
-        if self.rows is None:
+        if self.routes is None:
+            y: Tensor = self.base(x)
             return y
-        a: Tensor = self.a
-        b: Tensor = self.b
-        scaling = self.scaling
-        if not self.aligned:  # index_select adds up its gradient in a fixed order
-            a, b = a.index_select(0, self.rows), b.index_select(0, self.rows)
-            scaling = scaling.index_select(0, self.rows)
-        low = torch.bmm(x.to(a.dtype), a.mT) * scaling[:, None, None]  # (B, T, R)
-        return y + torch.bmm(low, b.mT).to(y.dtype)
+        bank = (self.a, self.b, self.scaling, self.routes.of(x))
+        if self.frozen:
+            return update(x.flatten(0, -2), *bank, *self.frozen).view(*x.shape[:-1], -1)
+        added = update(x.flatten(0, -2), *bank, None, None).view(*x.shape[:-1], -1)
+        y = self.base(x)
+        return y + added.to(y.dtype)
+
+
+class Routes:
+    """The adapter of every sequence of a batch.
+
+    Args:
+        adapters: one for each sequence; neighbours with the same one may share a row.
+    """
+
+    def __init__(self, adapters: Sequence[int]) -> None:
+        self.adapters = tuple(adapters)
+        self.merged = tuple(adapter for adapter, _ in groupby(adapters))
+        self._known: dict[tuple[int, int], Routing] = {}
+
+    def of(self, x: Float[Tensor, "B T I"]) -> Routing:
+        """The adapter of every token of a batch."""
+        rows, tokens = x.shape[0], x.shape[1:-1].numel()
+        if (rows, tokens) not in self._known:
+            known = {len(self.merged): self.merged, len(self.adapters): self.adapters}
+            if rows not in known:
+                raise ValueError(f"{len(self.adapters)} sequences routed, not a batch of {rows}")
+            self._known[rows, tokens] = Routing.of(known[rows], [tokens] * rows)
+        return self._known[rows, tokens]
 
 
 class LoraBank:
@@ -141,9 +175,15 @@ class LoraBank:
 
     Args:
         adapters: with the same target layers and the same rank.
+        products: the numbers in which the frozen weights are multiplied; None means their own.
     """
 
-    def __init__(self, model: LoadedModel, adapters: Sequence[AdapterWeights]) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        adapters: Sequence[AdapterWeights],
+        products: torch.dtype | None = None,
+    ) -> None:
         if not adapters:
             raise ValueError("a bank holds at least one adapter")
         if len({tuple(w.a) for w in adapters}) > 1 or len({w.rank for w in adapters}) > 1:
@@ -155,30 +195,38 @@ class LoraBank:
             layer = model.model.get_submodule(name)
             if not is_linear(layer):
                 raise ModelError(f"{name} is not a free linear layer; is a bank already installed?")
-            self.layers[name] = BankedLinear(layer, adapters, name)
+            self.layers[name] = BankedLinear(layer, adapters, name, products)
         for name, banked in self.layers.items():
             model.model.set_submodule(name, banked)
+        self._shorten_head(products)
+
+    def _shorten_head(self, products: torch.dtype | None) -> None:
+        """Let the output layer multiply in these numbers; None means in its own."""
+        head: Any = self.model.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if isinstance(head, FrozenLinear):
+            head.short = head.weight.detach().to(products) if products else None
 
     def remove(self) -> None:
         """Put the base's own layers back."""
+        self._shorten_head(None)
         for name, banked in self.layers.items():
             self.model.model.set_submodule(name, banked.base)
 
     @contextmanager
-    def rows(self, indices: Int[Tensor, " B"] | None) -> Iterator[None]:
-        """Within, row i of a batch goes through adapter indices[i]; None means the bare base."""
+    def rows(self, indices: Sequence[int] | Int[Tensor, " B"]) -> Iterator[None]:
+        """Within, sequence i of a batch goes through adapter indices[i]."""
         try:
             self.route(indices)
             yield
         finally:
             self.route(None)
 
-    def route(self, indices: Int[Tensor, " B"] | None) -> None:
-        """Send row i of the next batches through adapter indices[i]; see `rows`."""
-        aligned = indices is not None and indices.tolist() == list(range(self.size))
+    def route(self, indices: Sequence[int] | Int[Tensor, " B"] | None) -> None:
+        """Send sequence i of the next batches through adapter indices[i]; None: the bare base."""
+        listed = indices.tolist() if isinstance(indices, Tensor) else indices
+        routes = None if listed is None else Routes(listed)
         for layer in self.layers.values():
-            layer.rows = None if indices is None else indices.to(layer.a.device)
-            layer.aligned = aligned
+            layer.routes = routes
 
     def parameters(self) -> list[nn.Parameter]:
         """The stacked A and B of all layers."""

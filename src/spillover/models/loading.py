@@ -162,11 +162,18 @@ def load_source(source: Source, how: Loading) -> LoadedModel:
     loaded = LoadedModel(source, model, chat, words, how)
     if source.adapter:
         _merge(loaded, source.adapter)
+    from spillover.trees import prepare_model
+
     if model.device.type == "cpu":
         from spillover.kernels import quicken
 
         quicken(model)
+    prepare_model(model, chat.tokenize(ORDINARY))
     return loaded
+
+
+ORDINARY = "They walked along the river, and it was not far to the bridge."
+"""Text that surprises no model, for comparing two ways to compute it."""
 
 
 def load_chat(source: Source, how: Loading) -> Chat:
