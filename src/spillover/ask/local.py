@@ -164,7 +164,7 @@ class LocalEngine:
     def _room(self, longest: int) -> int:
         """Answers that can be under way at a time."""
         config = self.model.model.config.get_text_config()
-        states = 8 * longest * config.num_hidden_layers * self.model.anatomy.hidden_size
+        states = 8 * longest * config.num_hidden_layers * config.hidden_size
         return max(1, int(SAMPLE_BUDGET / (16 * self.model.vocabulary + states)))
 
     def _turns(

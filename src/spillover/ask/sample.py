@@ -44,7 +44,7 @@ def pick(
     """The next token of every row: the best one at temperature 0, else by inverse transform."""
     if temperature == 0:
         return logits.argmax(-1)
-    mass = (logits.float() / temperature).softmax(-1)
+    mass = (logits.float() if temperature == 1 else logits.float() / temperature).softmax(-1)
     mass = nn.functional.pad(mass, (0, -mass.shape[1] % BLOCK)).view(len(mass), -1, BLOCK)
     upto = mass.sum(-1).cpu().double().cumsum(-1)  # not all devices have it
     target = noise.cpu().double()[:, None] * upto[:, -1:]
