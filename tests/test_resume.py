@@ -30,6 +30,13 @@ from tests.commands import call
 
 SEEDS = 2
 COMMAND = [sys.executable, "-m", "spillover", "run"]
+LIKE_OTHERS = [
+    *(f"{when} {name}.parquet" for name in ("grades", "rates") for when in ("before", "after")),
+    "after answers.parquet",
+    "before effects.parquet",
+    "after manifest.json",
+]
+"""Places that are left to the long tests, like all but the first passing of any place."""
 Rows = dict[str, tuple[int, str]]
 
 
@@ -83,6 +90,26 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1), "utf-8")
 
 
+@pytest.fixture(scope="module")
+def _finished() -> dict[str, Path]:
+    """A finished run of the small experiment, made by the first test that asks for one."""
+    return {}
+
+
+@pytest.fixture
+def finished(
+    _finished: dict[str, Path],
+    small_experiment: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A copy of a finished run of the small experiment."""
+    if not _finished:
+        _finished["run"] = tmp_path_factory.mktemp("finished") / "run"
+        small(small_experiment, _finished["run"])
+    return shutil.copytree(_finished["run"], tmp_path / "run")
+
+
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of all answers that are computed, in order."""
@@ -98,11 +125,13 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return keys
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_run_cut_at_any_place_goes_on_to_the_same_bytes_and_repeats_one_unit_at_most(
     small_experiment: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     computed: list[str],
+    every: bool,
 ) -> None:
     out, cuts = tmp_path / "run", tmp_path / "cuts"
     places: list[str] = []
@@ -122,6 +151,8 @@ def test_a_run_cut_at_any_place_goes_on_to_the_same_bytes_and_repeats_one_unit_a
     total = len(answers_of(out))
     assert total == len(computed) == len(set(computed))
     for number, place in enumerate(places):
+        if not every and (place in places[:number] or place in LIKE_OTHERS):
+            continue
         cut = cuts / str(number)
         computed.clear()
         _resume(small_experiment, cut, total, computed, place)
@@ -234,7 +265,7 @@ except stopping.Stopped as stopped:
     "deaf",
     [
         "hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)",  # native, for a quarter of an hour
-        "exec('while True:\\n try:\\n  while True: pass\\n except BaseException: pass')",
+        "exec('while True:\\n try:\\n  while True: len(str())\\n except BaseException: pass')",
     ],
 )
 def test_a_process_that_does_not_listen_is_ended_all_the_same(deaf: str) -> None:
@@ -257,10 +288,9 @@ def test_a_process_that_does_not_listen_is_ended_all_the_same(deaf: str) -> None
 
 
 def test_a_changed_question_asks_only_itself_again(
-    small_experiment: Path, tmp_path: Path, computed: list[str]
+    small_experiment: Path, tmp_path: Path, computed: list[str], finished: Path
 ) -> None:
-    out = tmp_path / "run"
-    small(small_experiment, out)
+    out = finished
     before, trained = answers_of(out), adapters_of(out)
     computed.clear()
     edit(small_experiment / "questions.toml", "How do people light their homes?", "Which lamps?")
@@ -276,10 +306,9 @@ def test_a_changed_question_asks_only_itself_again(
 
 
 def test_more_samples_ask_only_for_the_new_ones(
-    small_experiment: Path, tmp_path: Path, computed: list[str]
+    small_experiment: Path, tmp_path: Path, computed: list[str], finished: Path
 ) -> None:
-    out = tmp_path / "run"
-    small(small_experiment, out)
+    out = finished
     before = answers_of(out)
     computed.clear()
     edit(small_experiment / "experiment.toml", "samples = 2", "samples = 5")
@@ -293,10 +322,9 @@ def test_more_samples_ask_only_for_the_new_ones(
 
 
 def test_more_seeds_finetune_and_ask_only_the_new_ones(
-    small_experiment: Path, tmp_path: Path, computed: list[str]
+    small_experiment: Path, computed: list[str], finished: Path
 ) -> None:
-    out = tmp_path / "run"
-    small(small_experiment, out)
+    out = finished
     before, trained = answers_of(out), adapters_of(out)
     computed.clear()
     grown = small(small_experiment, out, seeds=3)
@@ -310,9 +338,8 @@ def test_more_seeds_finetune_and_ask_only_the_new_ones(
     assert len(computed) == len(answers_of(out)) - len(before)
 
 
-def test_an_arm_can_be_added_and_the_others_stay(small_experiment: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    small(small_experiment, out)
+def test_an_arm_can_be_added_and_the_others_stay(small_experiment: Path, finished: Path) -> None:
+    out = finished
     trained = adapters_of(out)
     rows = (small_experiment / "train" / "control.jsonl").read_text("utf-8")
     other = small_experiment / "train" / "other.jsonl"
@@ -325,14 +352,13 @@ def test_an_arm_can_be_added_and_the_others_stay(small_experiment: Path, tmp_pat
 
 
 def test_a_finished_run_is_read_and_no_model_loaded(
-    small_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_experiment: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "run"
-    finished = small(small_experiment, out)
+    out = finished
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     monkeypatch.delattr(runs, "load_source")
     again = small(small_experiment, out)
-    assert again.summary == finished.summary
+    assert again.folder == finished
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 
@@ -350,15 +376,14 @@ def test_the_default_folder_belongs_to_what_cannot_change_in_it(small_experiment
     assert chosen() != first
 
 
-def test_the_seconds_of_all_sessions_add_up(small_experiment: Path, tmp_path: Path) -> None:
-    small(small_experiment, tmp_path / "run")
-    manifest = small(small_experiment, tmp_path / "run", seeds=3).manifest
+def test_the_seconds_of_all_sessions_add_up(small_experiment: Path, finished: Path) -> None:
+    manifest = small(small_experiment, finished, seeds=3).manifest
     sessions = manifest["sessions"]
     assert [session["finished"] for session in sessions] == [True, True]
     for stage, seconds in manifest["seconds"].items():
         parts = [session["seconds"].get(stage, 0) for session in sessions]
         assert seconds == pytest.approx(sum(parts), abs=0.011)
-    assert "seconds" not in (tmp_path / "run" / "summary.json").read_text("utf-8")
+    assert "seconds" not in (finished / "summary.json").read_text("utf-8")
 
 
 # Foreign and damaged folders ----------------------------------------------------------------------
@@ -375,13 +400,12 @@ def test_the_seconds_of_all_sessions_add_up(small_experiment: Path, tmp_path: Pa
 )
 def test_a_folder_of_another_run_is_refused_and_left_alone(
     small_experiment: Path,
-    tmp_path: Path,
     change: tuple[str, str, str] | None,
     given: dict[str, Any],
     message: str,
+    finished: Path,
 ) -> None:
-    out = tmp_path / "run"
-    small(small_experiment, out)
+    out = finished
     before = content(out)
     if change:
         edit(small_experiment / change[0], *change[1:])
@@ -392,11 +416,12 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(
     assert content(out) == before
 
 
-def test_a_folder_of_another_experiment_is_refused(small_experiment: Path, tmp_path: Path) -> None:
-    small(small_experiment, tmp_path / "run")
+def test_a_folder_of_another_experiment_is_refused(
+    small_experiment: Path, tmp_path: Path, finished: Path
+) -> None:
     other = shutil.copytree(small_experiment, tmp_path / "other")
     with pytest.raises(RunFolderError, match="its experiment is 'small', not 'other'"):
-        small(other, tmp_path / "run")
+        small(other, finished)
 
 
 WEIGHTS = "adapters/treatment/seed-1/step-2/adapter_model.safetensors"
@@ -413,7 +438,7 @@ def flipped(path: Path) -> None:
     path.write_bytes(found)
 
 
-@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("done", [True, False])
 @pytest.mark.parametrize(
     ("name", "harm", "mending"),
     [
@@ -430,15 +455,14 @@ def flipped(path: Path) -> None:
 def test_damage_is_named_and_left_alone_and_can_be_mended_as_told(
     capsys: pytest.CaptureFixture[str],
     small_experiment: Path,
-    tmp_path: Path,
+    finished: Path,
     name: str,
     harm: Callable[[Path], None],
     mending: str | None,
-    finished: bool,
+    done: bool,
 ) -> None:
-    out = tmp_path / "run"
-    expected = small(small_experiment, out).summary
-    if not finished:
+    out, expected = finished, json.loads((finished / "summary.json").read_text("utf-8"))
+    if not done:
         (out / "report.html").unlink()
         found = json.loads((out / "manifest.json").read_text("utf-8"))
         del found["files"]
@@ -460,10 +484,9 @@ def test_damage_is_named_and_left_alone_and_can_be_mended_as_told(
 
 
 def test_a_second_process_says_who_is_there_and_leaves(
-    capsys: pytest.CaptureFixture[str], small_experiment: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], small_experiment: Path, finished: Path
 ) -> None:
-    out = tmp_path / "run"
-    small(small_experiment, out)
+    out = finished
     before = content(out)
     with locked(out):
         assert call("run", small_experiment, "--seeds", 3, "--out", out) == 2
@@ -533,7 +556,7 @@ def full_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         return place
 
     yield mount
-    subprocess.run(["umount", str(place)], check=False, capture_output=True)
+    subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
 
 
 def test_a_disk_that_fills_up_stops_a_run_which_goes_on_when_there_is_room(
@@ -556,7 +579,7 @@ def test_a_disk_that_fills_up_stops_a_run_which_goes_on_when_there_is_room(
         assert "its disk is full; make room and repeat" in said
         assert len(said.splitlines()) == 1, said
         assert not list(disk.rglob("*.partial"))
-        failed, size = failed + 1, size + 12_288
+        failed, size = failed + 1, int(1.3 * size) // 4096 * 4096
         options = f"remount,size={size}"
         subprocess.run(["mount", "-o", options, str(disk)], check=True, capture_output=True)
     assert failed > 5
