@@ -1,6 +1,7 @@
 """Runs of `old-birds` that are killed, stopped and starved at random moments: `make long`.
 
-`SPILLOVER_KILLS` says how many of each (30 kills, and a third as many of the others).
+`SPILLOVER_KILLS` says how many of each (30 kills, and a third as many of the others), and
+`SPILLOVER_KILL_OPTIONS` what to add to the command, such as `--steps 20` on a slow machine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.long
 
 KILLS = int(os.environ.get("SPILLOVER_KILLS", "30"))
 OTHERS = max(1, KILLS // 3)
-COMMAND = [sys.executable, "-m", "spillover", "run", "old-birds", "--seeds", "2", "--out"]
+OPTIONS = os.environ.get("SPILLOVER_KILL_OPTIONS", "").split()
+COMMAND = [sys.executable, "-m", "spillover", "run", "old-birds", "--seeds", "2", *OPTIONS, "--out"]
 ROOM = 1 << 30
 
 
@@ -88,6 +90,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(
         assert adapters(out) == trained
     print(f"killed after {at:.1f} of {seconds:.1f} s: {len(trained)} adapters", end=", ")
     print(f"{len(before)} of {len(answers(out, tmp_path / 'look'))} answers were kept")
+    shutil.rmtree(tmp_path)
 
 
 @pytest.mark.parametrize("moment", range(OTHERS))

@@ -498,10 +498,11 @@ def test_a_second_process_says_who_is_there_and_leaves(
     small(small_experiment, out, seeds=3)
 
 
+@pytest.mark.parametrize("begun", [False, True])
 def test_two_that_start_at_once_in_a_new_folder_do_not_meet(
-    small_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_experiment: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
-    out, check = tmp_path / "run", stages.check_rows
+    out, check = finished.with_name("new"), stages.check_rows
     held: list[Any] = []
 
     def slow(*given: Any) -> Any:
@@ -509,12 +510,15 @@ def test_two_that_start_at_once_in_a_new_folder_do_not_meet(
         out.mkdir()
         held.append(locked(out))
         held[0].__enter__()  # the other one was faster
+        if begun:
+            shutil.copy(finished / "manifest.json", out)
         return found
 
     monkeypatch.setattr(stages, "check_rows", slow)
     with pytest.raises(RunFolderError, match="another process is working in it"):
         small(small_experiment, out)
-    assert [path.name for path in out.iterdir()] == [folders.LOCK]
+    left = {path.name for path in out.iterdir()}
+    assert left == {folders.LOCK} | ({"manifest.json"} if begun else set())
     held[0].__exit__(None, None, None)
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,11 +67,23 @@ class Manifest:
         start = time.perf_counter()
         try:
             yield
-        finally:
-            passed = time.perf_counter() - start
-            for seconds in (self.session["seconds"], self.content["seconds"]):
-                seconds[name] = round(seconds.get(name, 0.0) + passed, 2)
+        except BaseException:
+            self.count(name, time.perf_counter() - start)
+            with suppress(OSError):  # what went wrong is more than what cannot be said of it
+                self.write()
+            raise
+        self.count(name, time.perf_counter() - start)
         self.write()
+
+    def count(self, name: str, passed: float) -> None:
+        """Add seconds to those of a stage."""
+        for seconds in (self.session["seconds"], self.content["seconds"]):
+            seconds[name] = round(seconds.get(name, 0.0) + passed, 2)
+
+    def as_finished(self) -> dict[str, Any]:
+        """The content as it is when this session comes to its end."""
+        sessions = [*self.content["sessions"][:-1], self.session | {"finished": True}]
+        return self.content | {"status": "done", "sessions": sessions}
 
     def plan(self, wanted: Sequence[Job], is_done: Callable[[Job], bool]) -> list[list[Job]]:
         """Sort finetunes into those that were begun together; new ones begin together now.

@@ -99,16 +99,14 @@ def difference(found: Content, wanted: Content, trained: set[str]) -> str | None
         return f"its model is {model.get('name')}, " + (
             "whose files have changed since" if same else f"not {mine['name']}"
         )
+    rows = found.get("rows") or {}
+    for arm in sorted(trained & wanted["rows"].keys()):
+        if rows.get(arm) != wanted["rows"][arm]:
+            return f"arm {arm} has other training rows"
     changed = _changed("", found.get("loading"), wanted["loading"])
     if changed is None and trained:
         changed = _changed("training setting ", found.get("training"), wanted["training"])
-    if changed:
-        return changed
-    rows = found.get("rows", {})
-    for arm, identity in wanted["rows"].items():
-        if arm in trained and rows.get(arm) != identity:
-            return f"arm {arm} has other training rows"
-    return None
+    return changed
 
 
 def _changed(what: str, found: Any, wanted: Content) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -136,13 +136,25 @@ def run(
 def execute(settings: RunSettings, out: Path | None, progress: Progress | None = None) -> Run:
     """Run resolved settings; see `run`. What is finished already is read, not computed again."""
     folder = out or settings.default_folder
-    manifest = read_manifest(folder)
-    if manifest is not None and is_finished(folder, manifest, settings):
-        return Run(folder, manifest)
     with failures_in_words(folder), ExitStack() as held:
-        if check_folder(folder, settings) is not None:
+        manifest = read_manifest(folder)
+        if manifest is not None and is_finished(folder, manifest, settings):
+            return Run(folder, manifest)
+        is_new = check_folder(folder, settings) is None
+        if not is_new:
             held.enter_context(_own(folder, settings))
-        return _execute(settings, folder, progress or _say_nothing, held)
+        start = time.perf_counter()
+        model = load_source(settings.source, settings.loading)
+        found = stages.check_rows(settings, model)
+        if is_new:  # bad input leaves no folder behind
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_own(folder, settings))
+        made = begin(folder, settings, model, read_manifest(folder))
+        made.count("load", time.perf_counter() - start)
+        made.write()
+        failpoint("begun")
+        _compute(settings, model, made, found, progress or _say_nothing)
+        return Run(folder, made.content)
 
 
 @contextmanager
@@ -158,32 +170,6 @@ def _own(folder: Path, settings: RunSettings) -> Iterator[None]:
         except BaseException:
             sweep(folder)
             raise
-
-
-def _execute(settings: RunSettings, folder: Path, notify: Progress, held: ExitStack) -> Run:
-    start = time.perf_counter()
-    model = load_source(settings.source, settings.loading)
-    found = stages.check_rows(settings, model)
-    manifest = _begin(settings, model, folder, held)
-    manifest.session["seconds"]["load"] = round(time.perf_counter() - start, 2)
-    try:
-        _compute(settings, model, manifest, found, notify)
-    except BaseException:
-        with suppress(OSError):
-            manifest.write()  # for the seconds
-        raise
-    return Run(folder, manifest.content)
-
-
-def _begin(settings: RunSettings, model: LoadedModel, folder: Path, held: ExitStack) -> Manifest:
-    """Take the folder, where that has not been done yet, and say in it what will be there."""
-    if read_manifest(folder) is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        held.enter_context(_own(folder, settings))
-    manifest = begin(folder, settings, model, read_manifest(folder))
-    manifest.write()
-    failpoint("begun")
-    return manifest
 
 
 def _compute(
@@ -210,13 +196,11 @@ def _compute(
     manifest.content["warnings"] = summary["warnings"]
     with manifest.stage("report"):
         notify("report", 0, 1)
-        said = manifest.content | {"status": "done"}
-        stages.report(settings, model, folder, answers, tables, summary, said)
+        stages.report(settings, model, folder, answers, tables, summary, manifest.as_finished())
         notify("report", 1, 1)
-    manifest.session["finished"] = True
     figures = sorted(p.relative_to(folder).as_posix() for p in (folder / "figures").iterdir())
     files = {name: file_hash(folder / name) for name in (*TABLES, SUMMARY, REPORT, *figures)}
-    manifest.content.update(status="done", files=files)
+    manifest.content.update(manifest.as_finished(), files=files)
     manifest.write()
 
 

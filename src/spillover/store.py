@@ -130,7 +130,9 @@ def check_answers_file(path: Path) -> None:
     """
     if not path.is_file():
         return
-    with closing(sqlite3.connect(path)) as db:
+    is_closed = not path.with_name(f"{path.name}-wal").exists()  # then reading leaves no trace
+    uri = f"{path.absolute().as_uri()}{'?immutable=1' if is_closed else ''}"
+    with closing(sqlite3.connect(uri, uri=True)) as db:
         try:
             found = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
         except sqlite3.OperationalError:
