@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +57,12 @@ class RunSettings:
     @cached_property
     def specification(self) -> dict[str, Any]:
         """The settings as data, with hashes of the training files and of the model."""
+        from spillover import __version__
+
         experiment = self.experiment
         return {
             "schema": SCHEMA,
-            "version": version("spillover"),
+            "version": __version__,
             "experiment": experiment.name,
             "specification": experiment.specification.model_dump(mode="json"),
             "questions": [q.model_dump(mode="json") for q in experiment.questions],
