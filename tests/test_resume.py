@@ -23,6 +23,7 @@ from spillover import InputError, LoadedModel, Run, RunError, RunFolderError, as
 from spillover import folder as folders
 from spillover.failpoints import VARIABLE
 from spillover.folder import locked, whole
+from spillover.manifest import Job, Manifest
 from spillover.report import ReportData
 from spillover.settings import resolve_settings
 from spillover.store import Answer
@@ -349,6 +350,32 @@ def test_an_arm_can_be_added_and_the_others_stay(small_experiment: Path, finishe
     small(small_experiment, out)
     assert trained.items() < adapters_of(out).items()
     assert len(adapters_of(out)) == 3 * SEEDS
+
+
+def test_finetunes_that_were_begun_together_stay_together(tmp_path: Path) -> None:
+    def planned(*wanted: Job, done: tuple[Job, ...] = ()) -> list[list[Job]]:
+        return manifest.plan(wanted, lambda job: job in done)
+
+    manifest = Manifest(tmp_path, {"plans": []})
+    a, b, c = ("a", 0), ("b", 0), ("c", 0)
+    assert planned(a, b) == [[a, b]]
+    assert planned(a, b, c, done=(a,)) == [[a, b], [c]]  # broken off after a
+    assert planned(a, c, done=(a, b)) == [[a], [c]]
+    assert planned(b, done=(a,)) == [[b]]  # c was begun, and is not wanted any more
+    assert planned(a, b, c, done=(a, b)) == [[a, b], [c]]
+    assert manifest.content["plans"] == [[["a", 0], ["b", 0]], [["c", 0]]]
+
+
+def test_a_folder_is_not_gone_on_with_in_another_dtype(
+    small_experiment: Path, finished: Path
+) -> None:
+    found = json.loads((finished / "manifest.json").read_text("utf-8"))
+    found["sessions"][0]["placement"] = "cuda:0 in bfloat16"
+    (finished / "manifest.json").write_text(json.dumps(found), "utf-8")
+    before = content(finished)
+    with pytest.raises(RunFolderError, match="in bfloat16, and this would be cpu in float32; give"):
+        small(small_experiment, finished, seeds=3)
+    assert content(finished) == before
 
 
 def test_a_finished_run_is_read_and_no_model_loaded(
