@@ -15,6 +15,7 @@ from typing import IO
 
 from spillover.errors import RunFolderError
 from spillover.failpoints import failpoint
+from spillover.failures import FULL
 
 LOCK = ".lock"
 """Held by the process that works in a folder; says which. The lock itself is the system's."""
@@ -84,6 +85,22 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
         raise
     failpoint(f"after {path.name}")
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, unless it is there.
+
+    Raises:
+        RunFolderError: where nothing can be created, for another reason than a full disk.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise RunFolderError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder with --out"
+        ) from None
 
 
 def sweep(folder: Path) -> None:

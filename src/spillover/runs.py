@@ -20,7 +20,7 @@ from spillover.errors import RunFolderError
 from spillover.experiment import Experiment
 from spillover.failpoints import failpoint
 from spillover.failures import failures_in_words
-from spillover.folder import locked, sweep
+from spillover.folder import locked, make_folder, sweep
 from spillover.guards import Finding
 from spillover.manifest import Manifest, begin
 from spillover.models import LoadedModel, Loading
@@ -147,7 +147,7 @@ def execute(settings: RunSettings, out: Path | None, progress: Progress | None =
         model = load_source(settings.source, settings.loading)
         found = stages.check_rows(settings, model)
         if is_new:  # bad input leaves no folder behind
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             held.enter_context(_own(folder, settings))
         made = begin(folder, settings, model, read_manifest(folder))
         made.count("load", time.perf_counter() - start)
