@@ -135,7 +135,7 @@ def test_output_folders_that_cannot_be_used_are_refused(
     assert "holds no run" in refused(capsys, small_experiment, "--out", other)
     assert "is a file" in refused(capsys, small_experiment, "--out", other / "thesis.tex")
     (other / "manifest.json").write_text('{"key": "another"}', "utf-8")
-    assert "other settings" in refused(capsys, small_experiment, "--out", other)
+    assert "holds no run of this version" in refused(capsys, small_experiment, "--out", other)
     (other / "manifest.json").write_text("{", "utf-8")
     assert "damaged" in refused(capsys, small_experiment, "--out", other)
 

@@ -160,6 +160,7 @@ def test_answers_of_adapters_that_are_gone_are_not_counted(
     finished = small_run(small_experiment, tmp_path / "run")
     with sqlite3.connect(finished.folder / "answers.sqlite") as db:
         db.execute("UPDATE answers SET key = 'stale' WHERE key = (SELECT MIN(key) FROM answers)")
+    (finished.folder / "report.html").unlink()
     again = small_run(small_experiment, tmp_path / "run")
     assert len(again.answers) == len(finished.answers)
     assert "stale" not in set(again.answers["key"])

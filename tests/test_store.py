@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spillover import RunFolderError
-from spillover.store import Answer, AnswerStore, answer_key
+from spillover.store import Answer, AnswerStore, answer_key, check_answers_file
 
 
 def answer(key: str, **given: object) -> Answer:
@@ -20,8 +20,9 @@ def answer(key: str, **given: object) -> Answer:
 def test_answers_are_kept_and_found(tmp_path: Path) -> None:
     with AnswerStore(tmp_path / "answers.sqlite") as store:
         store.add([answer("a"), answer("b", index=1)])
-        assert store.has_all(["a", "b"])
-        assert not store.has_all(["a", "c"])
+        assert store.recorded(["a", "b"]) == {"a", "b"}
+        assert store.recorded(["a", "c"]) == {"a"}
+        assert store.count() == 2
     with AnswerStore(tmp_path / "answers.sqlite") as store:
         assert list(store.frame()["key"]) == ["a", "b"]
 
@@ -31,6 +32,37 @@ def test_a_failed_batch_leaves_nothing_behind(tmp_path: Path) -> None:
         with pytest.raises(ZeroDivisionError):
             store.add(answer("a" * (n + 1), seed=1 // (2 - n)) for n in range(3))
         assert store.frame().empty
+
+
+def test_an_answer_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    with AnswerStore(tmp_path / "answers.sqlite") as store:
+        store.add([answer("a", text="first")])
+        store.add([answer("a", text="second"), answer("b", text="new")])
+        assert list(store.frame()["text"]) == ["first", "new"]
+
+
+def test_keys_are_looked_up_in_the_index(tmp_path: Path) -> None:
+    with AnswerStore(tmp_path / "answers.sqlite") as store:
+        store.add(answer(f"k{n}", index=n) for n in range(1200))
+        assert len(store.recorded([f"k{n}" for n in range(2000)])) == 1200
+        query = 'EXPLAIN QUERY PLAN SELECT "key" FROM answers WHERE "key" IN (?, ?)'
+        (steps,) = store._db.execute(query, ("k1", "k2"))
+        assert "SEARCH answers USING COVERING INDEX" in steps[-1]
+
+
+def test_a_damaged_record_is_found_and_a_sound_one_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
+    check_answers_file(path)
+    with AnswerStore(path) as store:
+        store.add(answer(f"k{n:04}", text="x" * 200) for n in range(200))
+    check_answers_file(path)
+    content = path.read_bytes()
+    for broken in (content[:-9000], b"-" * 100 + content[100:], content[:9000] + b"#" * 5000):
+        path.write_bytes(broken)
+        with pytest.raises(RunFolderError, match=r"damaged.*remove it and repeat the command"):
+            check_answers_file(path)
+        assert path.read_bytes() == broken
+        assert [p.name for p in tmp_path.iterdir()] == ["answers.sqlite"]
 
 
 def test_the_table_does_not_depend_on_the_order_of_recording(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spillover.errors import InputError, SpilloverError, first_problem
+from spillover.stopping import Stopped, stoppable
 from spillover.terminal import Stages, show_run, show_table, status
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ app = typer.Typer(
 )
 organism = typer.Typer(help="The small model that comes with the package.", no_args_is_help=True)
 app.add_typer(organism, name="organism")
+
+STOPPED_RUN = "stopped; everything that is finished is kept: repeat the command to go on"
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Seed = Annotated[int, typer.Option(help="The first seed.", min=0)]
@@ -310,15 +313,21 @@ def _print_json(content: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with 0, 1 (failed while running) or 2 (bad input)."""
+    """Run the command line.
+
+    Exits with 0, 1 (failed while running), 2 (bad input), 130 (Ctrl-C) or 143 (SIGTERM).
+    """
+    command = (sys.argv[1:] if arguments is None else arguments)[:1]
+    last_words = STOPPED_RUN if command == ["run"] else "stopped"
     try:
-        app(arguments, standalone_mode=True)
+        with stoppable(last_words):
+            app(arguments, standalone_mode=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except SpilloverError as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; repeat the command to go on", file=sys.stderr)
-        sys.exit(130)
+    except Stopped as stopped:
+        print(last_words, file=sys.stderr)
+        sys.exit(stopped.code)

@@ -1,7 +1,7 @@
 """A run: finetune → ask → grade → effects → report, in one folder that others can read.
 
-Each stage reads and writes named artifacts of the run folder; what an earlier run of the same
-specification has finished before it broke off is kept.
+Each stage reads and writes named artifacts of the run folder. Adapters are kept by arm and seed,
+answers by the hash of all that makes them; tables, summary and report are made anew from these.
 """
 
 from __future__ import annotations
@@ -9,26 +9,38 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover import guards, stages
-from spillover.errors import RunError, RunFolderError, check_writable
+from spillover.errors import RunFolderError
 from spillover.experiment import Experiment
-from spillover.manifest import describe_environment, describe_template, prompt_examples
+from spillover.failpoints import failpoint
+from spillover.failures import failures_in_words
+from spillover.folder import locked, make_folder, sweep
+from spillover.guards import Finding
+from spillover.manifest import Manifest, begin
 from spillover.models import LoadedModel, Loading
 from spillover.models.loading import load_source
-from spillover.settings import SCHEMA, RunSettings, resolve_settings
+from spillover.reuse import (
+    MANIFEST,
+    REPORT,
+    SUMMARY,
+    TABLES,
+    check_folder,
+    check_whole,
+    is_finished,
+    read_manifest,
+)
+from spillover.settings import RunSettings, file_hash, resolve_settings
 from spillover.stages import Progress
 from spillover.summary import summarize, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MANIFEST, SUMMARY, REPORT = "manifest.json", "summary.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -122,60 +134,74 @@ def run(
 
 
 def execute(settings: RunSettings, out: Path | None, progress: Progress | None = None) -> Run:
-    """Run resolved settings; see `run`."""
+    """Run resolved settings; see `run`. What is finished already is read, not computed again."""
     folder = out or settings.default_folder
-    check_folder(folder, settings.key)
-    with _failures_in_words(folder):
-        return _execute(settings, folder, progress or _say_nothing)
+    with failures_in_words(folder), ExitStack() as held:
+        manifest = read_manifest(folder)
+        if manifest is not None and is_finished(folder, manifest, settings):
+            return Run(folder, manifest)
+        is_new = check_folder(folder, settings) is None
+        if not is_new:
+            held.enter_context(_own(folder, settings))
+        start = time.perf_counter()
+        model = load_source(settings.source, settings.loading)
+        found = stages.check_rows(settings, model)
+        if is_new:  # bad input leaves no folder behind
+            make_folder(folder)
+            held.enter_context(_own(folder, settings))
+        made = begin(folder, settings, model, read_manifest(folder))
+        made.count("load", time.perf_counter() - start)
+        made.write()
+        failpoint("begun")
+        _compute(settings, model, made, found, progress or _say_nothing)
+        return Run(folder, made.content)
 
 
 @contextmanager
-def _failures_in_words(folder: Path) -> Iterator[None]:
-    """What the machine runs out of, said in a line; what was finished stays."""
-    import sqlite3
-
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"out of memory ({str(error).splitlines()[0]}); use a smaller --batch-size or model, "
-            "or --dtype 4bit; what is finished is kept"
-        ) from None
-    except (sqlite3.Error, OSError) as error:
-        raise RunError(
-            f"{folder}: cannot be written or read ({error}); repeat the command to go on"
-        ) from None
+def _own(folder: Path, settings: RunSettings) -> Iterator[None]:
+    """Within, the folder belongs to this process alone; what breaks off is swept up."""
+    with locked(folder):
+        found = check_folder(folder, settings)  # another process may have been faster
+        if found is not None:
+            check_whole(folder, found)
+        sweep(folder)
+        try:
+            yield
+        except BaseException:
+            sweep(folder)
+            raise
 
 
-def _execute(settings: RunSettings, folder: Path, notify: Progress) -> Run:
-    clock = _Clock()
-    with clock.stage("load"):
-        model = load_source(settings.source, settings.loading)
-        found = stages.check_rows(settings, model)
-    manifest = _open_folder(folder, settings, model)
-    with clock.stage("finetune"):
-        adapters = stages.finetune_arms(settings, model, folder, notify)
+def _compute(
+    settings: RunSettings,
+    model: LoadedModel,
+    manifest: Manifest,
+    found: list[Finding],
+    notify: Progress,
+) -> None:
+    """Every stage in order; the manifest is written after each."""
+    folder = manifest.folder
+    with manifest.stage("finetune"):
+        adapters = stages.finetune_arms(settings, model, manifest, notify)
         asked = stages.respondents(settings, adapters)
         trained = asked[: 1 + len(adapters)]  # those that were ready are checked already
         found += guards.settle(stages.check_adapters(settings, model, trained))
-    with clock.stage("ask"):
-        answers = stages.ask_all(settings, model, asked, folder, notify)
+    with manifest.stage("ask"):
+        answers = stages.ask_all(settings, model, asked, manifest, notify)
         found += guards.settle(stages.check_answers(answers))
-    with clock.stage("grade and compare"):
+    with manifest.stage("grade and compare"):
         tables = stages.grade_and_compare(settings, answers, folder)
-    summary = summarize(settings, tables, found)
-    manifest["warnings"] = summary["warnings"]
-    write_json(folder / SUMMARY, summary)
-    with clock.stage("report"):
+        summary = summarize(settings, tables, found)
+        write_json(folder / SUMMARY, summary)
+    manifest.content["warnings"] = summary["warnings"]
+    with manifest.stage("report"):
         notify("report", 0, 1)
-        said = manifest | {"status": "done", "seconds": clock.seconds}
-        stages.report(settings, model, folder, answers, tables, summary, said)
+        stages.report(settings, model, folder, answers, tables, summary, manifest.as_finished())
         notify("report", 1, 1)
-    manifest |= {"status": "done", "seconds": clock.seconds}
-    write_json(folder / MANIFEST, manifest)
-    return Run(folder, manifest)
+    figures = sorted(p.relative_to(folder).as_posix() for p in (folder / "figures").iterdir())
+    files = {name: file_hash(folder / name) for name in (*TABLES, SUMMARY, REPORT, *figures)}
+    manifest.content.update(manifest.as_finished(), files=files)
+    manifest.write()
 
 
 def _say_nothing(_stage: str, _done: int, _total: int) -> None:
@@ -189,73 +215,9 @@ def open_run(folder: str | Path) -> Run:
         RunFolderError: when the folder is not a finished run.
     """
     path = Path(folder)
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     if manifest is None:
         raise RunFolderError(f"{path}: holds no {MANIFEST}; expected the folder of a run")
     if manifest.get("status") != "done":
         raise RunFolderError(f"{path}: the run is not finished; repeat its command to finish it")
     return Run(path, manifest)
-
-
-def check_folder(folder: Path, key: str) -> None:
-    """Make sure that a run may use this folder, before anything is computed.
-
-    Raises:
-        RunFolderError: when it cannot be written, or holds something else.
-    """
-    check_writable(folder)
-    manifest = _read_manifest(folder)
-    if manifest is not None and manifest.get("key") != key:
-        raise RunFolderError(
-            f"{folder}: holds a run of other settings; choose another folder with --out"
-        )
-    if manifest is None and folder.is_dir() and any(folder.iterdir()):
-        raise RunFolderError(
-            f"{folder}: is not empty and holds no run; choose an empty or new folder with --out"
-        )
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except OSError:
-        return None
-    except ValueError:
-        raise RunFolderError(
-            f"{folder / MANIFEST}: damaged; remove the folder or choose --out"
-        ) from None
-    if not isinstance(found, dict):
-        raise RunFolderError(f"{folder / MANIFEST}: not a manifest; choose another --out")
-    return found
-
-
-def _open_folder(folder: Path, settings: RunSettings, model: LoadedModel) -> dict[str, Any]:
-    """Create the folder and write its manifest."""
-    manifest = {
-        "schema": SCHEMA,
-        "status": "running",
-        "key": settings.key,
-        **settings.specification,
-        "environment": describe_environment(model),
-        "template": describe_template(model),
-        "examples": prompt_examples(settings.experiment, model),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / MANIFEST, manifest)
-    except OSError as error:
-        raise RunFolderError(f"{folder}: cannot be written ({error.strerror})") from None
-    return manifest
-
-
-@dataclass
-class _Clock:
-    """Seconds by stage, for the manifest."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 2)

@@ -17,8 +17,10 @@ from spillover.experiment import Experiment, load_experiment
 from spillover.finetune import Training
 from spillover.models import Loading, Source, resolve
 from spillover.models.loading import QUANTIZED
+from spillover.specification import TREATMENT
 
-SCHEMA = 1
+SCHEMA = 2
+"""Raised when the manifest changes; a folder of another schema is refused, never misread."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,12 @@ class RunSettings:
     @cached_property
     def specification(self) -> dict[str, Any]:
         """The settings as data, with hashes of the training files and of the model."""
+        from spillover import __version__
+
         experiment = self.experiment
         return {
             "schema": SCHEMA,
+            "version": __version__,
             "experiment": experiment.name,
             "specification": experiment.specification.model_dump(mode="json"),
             "questions": [q.model_dump(mode="json") for q in experiment.questions],
@@ -70,6 +75,36 @@ class RunSettings:
             "loading": self.loading.model_dump(mode="json"),
             "chat_template": self.loading.chat_template and file_hash(self.loading.chat_template),
         }
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What cannot change within a run folder: model, training settings, rows of its arms.
+
+        Questions, contexts, sampling, split and seeds can: they are keys of answers and adapters.
+        """
+        said = self.specification
+        templating = said["loading"]["templating"]
+        return {
+            "experiment": said["experiment"],
+            "model": said["model"],
+            "loading": {
+                "dtype": said["loading"]["dtype"],
+                "chat template": said["chat_template"],
+                **{key: templating[key] for key in ("date", "system", "think")},
+            },
+            "training": self.finetuning.model_dump(mode="json"),
+            "rows": said["rows"],
+        }
+
+    @cached_property
+    def finetuning(self) -> Training:
+        """The training settings with their length in steps: those of the treatment's rows, for all.
+
+        Arms that are added later are trained for as long.
+        """
+        rows = self.experiment.rows
+        first = rows.get(TREATMENT) or next(iter(rows.values()), None)
+        return self.training.with_steps(len(first.rows)) if first else self.training
 
     @cached_property
     def ready(self) -> tuple[Ready, ...]:
@@ -86,14 +121,17 @@ class RunSettings:
     @cached_property
     def key(self) -> str:
         """A hash of the specification: equal keys give equal results."""
-        content = json.dumps(self.specification, sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return _hash(self.specification)
 
     @property
     def default_folder(self) -> Path:
-        """Where the run goes when nobody says: the same settings, the same folder."""
+        """Where the run goes when nobody says: the same model and training, the same folder."""
         model = Path(self.source.name).name
-        return Path("runs") / f"{self.experiment.name}-{model}-{self.key[:8]}"
+        return Path("runs") / f"{self.experiment.name}-{model}-{_hash(self.inputs)[:8]}"
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def resolve_settings(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover import guards
 from spillover.errors import ChatError, InputError
+from spillover.failpoints import failpoint
 from spillover.finetune import Finetune, finetune, read_losses
+from spillover.folder import PARTIAL, whole
 from spillover.guards import Finding
 from spillover.models import resolve
 from spillover.models.loading import load_chat
-from spillover.settings import RunSettings, file_hash
+from spillover.reuse import ADAPTERS, ANSWERS, weights_hash
+from spillover.settings import RunSettings
 from spillover.specification import BASE, TREATMENT
 
 if TYPE_CHECKING:
@@ -22,10 +26,10 @@ if TYPE_CHECKING:
     from spillover.ask import Asked
     from spillover.chat import Chat
     from spillover.experiment import Experiment
+    from spillover.manifest import Job, Manifest
     from spillover.models import LoadedModel
     from spillover.specification import Question
 
-ANSWERS = "answers.sqlite"
 PROBES = 8
 """Questions whose loss under the unfinetuned model is looked at."""
 Progress = Callable[[str, int, int], None]
@@ -145,18 +149,38 @@ def check_template(experiment: Experiment, name: str, chat: Chat) -> None:
 
 
 def finetune_arms(
-    settings: RunSettings, model: LoadedModel, folder: Path, notify: Progress
+    settings: RunSettings, model: LoadedModel, manifest: Manifest, notify: Progress
 ) -> dict[tuple[str, int, int], Path]:
-    """Finetune every arm that has rows, the treatment first; see `spillover.finetune`."""
-    rows = settings.experiment.rows
-    wanted = [Finetune(arm, seed, rows[arm]) for arm in rows for seed in settings.seeds]
-    return finetune(
-        model,
-        sorted(wanted, key=lambda w: w.arm != TREATMENT),
-        settings.training,
-        folder / "adapters",
-        progress=lambda done, total: notify("finetune", done, total),
-    )
+    """Finetune every arm that has rows, the treatment first; see `spillover.finetune`.
+
+    What is there is kept. New arms and seeds are trained by themselves.
+    """
+    rows, root = settings.experiment.rows, manifest.folder / ADAPTERS
+    arms = sorted(rows, key=lambda arm: arm != TREATMENT)
+    wanted = [(arm, seed) for arm in arms for seed in settings.seeds]
+
+    steps = settings.finetuning.kept_steps(0)
+
+    def is_done(job: Job) -> bool:
+        return all((root / job[0] / f"seed-{job[1]}" / f"step-{step}").is_dir() for step in steps)
+
+    def report(done: int, total: int) -> None:
+        notify("finetune", done, total)
+        failpoint("training")
+
+    new = [job for job in wanted if not is_done(job)]
+    plans = manifest.plan(wanted, is_done)
+    manifest.session["adapters"] = {"trained": len(new), "kept": len(wanted) - len(new)}
+    manifest.write()
+    found: dict[tuple[str, int, int], Path] = {}
+    for jobs in plans:
+        listed = [Finetune(arm, seed, rows[arm]) for arm, seed in jobs]
+        found |= finetune(model, listed, settings.finetuning, root, progress=report)
+        failpoint("plan")
+    hashes = {p.relative_to(root).as_posix(): weights_hash(p) for p in found.values()}
+    known = manifest.content["adapters"] | hashes
+    manifest.content["adapters"] = {k: v for k, v in known.items() if (root / k).is_dir()}
+    return found
 
 
 def respondents(settings: RunSettings, adapters: dict[tuple[str, int, int], Path]) -> list[Asked]:
@@ -168,9 +192,9 @@ def respondents(settings: RunSettings, adapters: dict[tuple[str, int, int], Path
     for (arm, seed, step), folder in adapters.items():
         if settings.training.method == "full":
             source = resolve(str(folder))
-            listed.append(Asked(arm, seed, step, _weights_hash(base, folder), None, source))
+            listed.append(Asked(arm, seed, step, f"{base}+{weights_hash(folder)}", None, source))
         else:
-            listed.append(Asked(arm, seed, step, _weights_hash(base, folder), folder))
+            listed.append(Asked(arm, seed, step, f"{base}+{weights_hash(folder)}", folder))
     return listed + _ready(settings, max((step for _, _, step in adapters), default=0))
 
 
@@ -191,16 +215,11 @@ def _ready(settings: RunSettings, step: int) -> list[Asked]:
     ]
 
 
-def _weights_hash(base: str, folder: Path) -> str:
-    weights = next(iter(sorted(folder.glob("*.safetensors"))))
-    return f"{base}+{file_hash(weights)}"
-
-
 def ask_all(
     settings: RunSettings,
     model: LoadedModel,
     asked: list[Asked],
-    folder: Path,
+    manifest: Manifest,
     notify: Progress,
 ) -> pd.DataFrame:
     """Ask everything of everybody; the answers, also as answers.parquet."""
@@ -208,9 +227,9 @@ def ask_all(
     from spillover.ask.local import open_engines
     from spillover.store import AnswerStore
 
-    with AnswerStore(folder / ANSWERS) as store:
+    with AnswerStore(manifest.folder / ANSWERS) as store:
         planned: list[str] = []
-        parts = list(open_engines(model, asked))
+        before, parts = store.count(), list(open_engines(model, asked))
         for number, (opened, members) in enumerate(parts):
 
             def report(done: int, total: int, number: int = number) -> None:
@@ -219,10 +238,18 @@ def ask_all(
             with opened() as engine:
                 planned += ask(settings.experiment, engine, members, store, report)
             del engine  # the next one may need its memory
+        new = store.count() - before
         recorded = store.frame()
+    manifest.session["answers"] = {"asked": new, "kept": len(planned) - new}
     answers = recorded[recorded["key"].isin(set(planned))].reset_index(drop=True)
-    answers.to_parquet(folder / "answers.parquet")
+    write_table(answers, manifest.folder / "answers.parquet")
     return answers
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as a parquet file that is whole or not there."""
+    with whole(path) as partial:
+        table.to_parquet(partial)
 
 
 def check_answers(answers: pd.DataFrame) -> list[Finding]:
@@ -252,7 +279,7 @@ def grade_and_compare(
         stored = table.copy()
         if "missing" in stored and stored["missing"].map(lambda m: isinstance(m, dict)).any():
             stored["missing"] = stored["missing"].map(json.dumps)
-        stored.to_parquet(folder / f"{name}.parquet")
+        write_table(stored, folder / f"{name}.parquet")
     return tables
 
 
@@ -265,7 +292,7 @@ def report(
     summary: dict[str, Any],
     manifest: dict[str, Any],
 ) -> None:
-    """Write the report."""
+    """Write the report and its figures, each file whole or not at all."""
     from spillover.report import ReportData, write_report
     from spillover.summary import choices_table, texts_table
 
@@ -285,4 +312,23 @@ def report(
         manifest=manifest,
         **tables,
     )
-    write_report(folder, data)
+    partial = folder / f"report{PARTIAL}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        write_report(partial, data)
+        failpoint("report")
+        _move_files(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move_files(made: Path, folder: Path) -> None:
+    """Put a finished report in the place of the one before it, figure by figure."""
+    (folder / "figures").mkdir(exist_ok=True)
+    names = [path.relative_to(made) for path in sorted(made.rglob("*")) if path.is_file()]
+    for name in names:
+        (made / name).replace(folder / name)
+        failpoint("figure")
+    for path in (folder / "figures").iterdir():
+        if path.relative_to(folder) not in names:
+            path.unlink()  # of a report with more figures

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from spillover.errors import RunFolderError
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 1
+VERSION = 2
 """Raised when the columns change; a file of another version is refused, never misread."""
 
 CHOICE, TEXT, SHOWN = "choice", "text", "shown"
@@ -75,13 +76,14 @@ class AnswerStore:
             self._db.execute("PRAGMA journal_mode=WAL")
             columns = ", ".join(f'"{c}"' for c in COLUMNS[1:])
             self._db.execute(
-                f'CREATE TABLE IF NOT EXISTS answers ("key" TEXT PRIMARY KEY, {columns}) '
-                "WITHOUT ROWID"
+                f'CREATE TABLE IF NOT EXISTS answers ("key" TEXT PRIMARY KEY, {columns})'
             )
             self._db.execute(f"PRAGMA user_version={VERSION}")
             self._db.commit()
+        except sqlite3.OperationalError:
+            raise  # no room, no permission: the file is sound
         except sqlite3.DatabaseError as error:
-            raise RunFolderError(f"{path}: not a readable record of answers ({error})") from None
+            raise RunFolderError(_damaged(path, error)) from None
 
     def __enter__(self) -> AnswerStore:
         return self
@@ -89,22 +91,26 @@ class AnswerStore:
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
-    def has_all(self, keys: Sequence[str]) -> bool:
-        """Whether every one of these answers is recorded."""
+    def recorded(self, keys: Sequence[str]) -> set[str]:
+        """Those of these keys whose answers are recorded; looked up in the index of keys."""
+        found: set[str] = set()
         for at in range(0, len(keys), 500):
-            part = list(dict.fromkeys(keys[at : at + 500]))
+            part = keys[at : at + 500]
             marks = ",".join("?" * len(part))
-            query = f'SELECT COUNT(*) FROM answers WHERE "key" IN ({marks})'
-            if self._db.execute(query, part).fetchone()[0] < len(part):
-                return False
-        return True
+            query = f'SELECT "key" FROM answers WHERE "key" IN ({marks})'
+            found.update(key for (key,) in self._db.execute(query, part))
+        return found
+
+    def count(self) -> int:
+        """How many answers are recorded."""
+        return int(self._db.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
 
     def add(self, answers: Iterable[Answer]) -> None:
-        """Record answers in one transaction: all of them or none."""
+        """Record answers in one transaction, all of them or none; what is there stays as it is."""
         marks = ",".join("?" * len(COLUMNS))
         with self._db:
             self._db.executemany(
-                f"INSERT OR REPLACE INTO answers VALUES ({marks})", map(astuple, answers)
+                f"INSERT OR IGNORE INTO answers VALUES ({marks})", map(astuple, answers)
             )
 
     def frame(self) -> pd.DataFrame:
@@ -114,6 +120,35 @@ class AnswerStore:
         order = 'arm, seed, step, question, context, paraphrase, "index", "key"'
         rows = self._db.execute(f"SELECT * FROM answers ORDER BY {order}").fetchall()
         return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def check_answers_file(path: Path) -> None:
+    """Look at every page of a record of answers, where there is one; half a second per million.
+
+    Raises:
+        RunFolderError: when it is damaged.
+    """
+    if not path.is_file():
+        return
+    is_closed = not path.with_name(f"{path.name}-wal").exists()  # then reading leaves no trace
+    uri = f"{path.absolute().as_uri()}{'?immutable=1' if is_closed else ''}"
+    with closing(sqlite3.connect(uri, uri=True)) as db:
+        try:
+            found = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            found = str(error)
+    if found != "ok":
+        raise RunFolderError(_damaged(path, found))
+
+
+def _damaged(path: Path, reason: object) -> str:
+    line = str(reason).replace("\n", " ")
+    return (
+        f"{path}: damaged, not a readable record of answers ({line}); remove it and repeat the "
+        "command: its questions are asked again"
+    )
 
 
 def choice_record(labelled: Sequence[tuple[str, str]], log_probs: Sequence[float]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from spillover.contexts import PLAIN
 from spillover.effects.specificity import Verdict, Words, compare, judge
 from spillover.experiment import Experiment
+from spillover.folder import whole
 from spillover.guards import Finding, off_domain_only
 from spillover.specification import BASE, TREATMENT, Specification
 from spillover.store import CHOICE, SHOWN, TEXT
@@ -40,9 +41,8 @@ def plain_data(value: Any) -> Any:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON under a temporary name and rename it: the file is whole or not there."""
     text = json.dumps(plain_data(content), indent=2, ensure_ascii=False, allow_nan=False)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n", "utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(text + "\n", "utf-8")
 
 
 def summarize(

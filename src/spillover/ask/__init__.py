@@ -1,8 +1,9 @@
 """Asking: questions × contexts × respondents → answers. What they mean is for the judge.
 
 A plan is a list of fixed chunks, one for each question and context, asked of all respondents of an
-engine together. A chunk is the unit of resuming, so that what stands in a batch never depends on
-where an earlier run stopped.
+engine together. A chunk is the unit of resuming, recorded whole or not at all, so that what stands
+in a batch never depends on where an earlier run stopped. Where a plan has grown since (more seeds,
+more samples), what is new of a chunk is asked by itself and what is there stays.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from spillover.ask.requests import Sample, SampleSettings
 from spillover.contexts import PLAIN
+from spillover.failpoints import failpoint
 from spillover.store import CHOICE, SHOWN, TEXT, Answer, AnswerStore, answer_key, choice_record
 
 if TYPE_CHECKING:
@@ -97,8 +99,10 @@ def ask(
             progress(done, len(chunks))
         keys = _keys(chunk, asked, settings)
         planned += [key for case in keys for key in case]
-        if not store.has_all([key for case in keys for key in case]):
-            store.add(_answers(chunk, engine, asked, settings, keys))
+        known = store.recorded([key for case in keys for key in case])
+        for part in _missing(chunk, keys, known):
+            store.add(_answers(part, engine, asked, settings))
+        failpoint("chunk")
     if progress:
         progress(len(chunks), len(chunks))
     return planned
@@ -147,39 +151,63 @@ def _keys(chunk: _Chunk, asked: Sequence[Asked], settings: Sampling) -> list[lis
     return keys
 
 
-def _answers(
-    chunk: _Chunk,
-    engine: LocalEngine,
-    asked: Sequence[Asked],
-    settings: Sampling,
-    keys: Sequence[Sequence[str]],
-) -> list[Answer]:
-    """Ask one chunk."""
-    who = [respondent for respondent, _ in chunk.cases]
-    conversations = [chunk.conversation(p) for _, p in chunk.cases]
-    ask_kind = _choose if chunk.kind == CHOICE else _sample
-    contents = ask_kind(chunk, engine, who, conversations, settings)
+@dataclass(frozen=True)
+class _Part:
+    """What is to be asked of a chunk: some of its cases, from some index on.
 
-    def answer(case: int, index: int, content: dict[str, Any]) -> Answer:
+    Attributes:
+        first: index of the first answer to each.
+        keys: of every case's answers from there on.
+    """
+
+    chunk: _Chunk
+    cases: list[tuple[int, int]]
+    first: int
+    keys: list[list[str]]
+
+
+def _missing(chunk: _Chunk, keys: Sequence[Sequence[str]], known: set[str]) -> list[_Part]:
+    """What is not recorded of a chunk: the whole chunk in one part, or what is new of it."""
+    parts: dict[int, _Part] = {}
+    for case, listed in zip(chunk.cases, keys, strict=True):
+        first = next((n for n, key in enumerate(listed) if key not in known), None)
+        if first is not None:
+            part = parts.setdefault(first, _Part(chunk, [], first, []))
+            part.cases.append(case)
+            part.keys.append(list(listed[first:]))
+    return list(parts.values())
+
+
+def _answers(
+    part: _Part, engine: LocalEngine, asked: Sequence[Asked], settings: Sampling
+) -> list[Answer]:
+    """Ask one part of a chunk."""
+    chunk = part.chunk
+    who = [respondent for respondent, _ in part.cases]
+    conversations = [chunk.conversation(p) for _, p in part.cases]
+    ask_kind = _choose if chunk.kind == CHOICE else _sample
+    contents = ask_kind(part, engine, who, conversations, settings)
+
+    def answer(case: int, number: int, content: dict[str, Any]) -> Answer:
         one = asked[who[case]]
         return Answer(
-            key=keys[case][index],
+            key=part.keys[case][number],
             respondent=one.identity,
             arm=one.arm,
             seed=one.seed,
             step=one.step,
             question=chunk.question.id,
-            paraphrase=chunk.cases[case][1],
+            paraphrase=part.cases[case][1],
             context=chunk.context.name,
-            index=index,
+            index=part.first + number,
             kind=chunk.kind,
             **content,
         )
 
     return [
-        answer(case, index, content)
+        answer(case, number, content)
         for case, listed in enumerate(contents)
-        for index, content in enumerate(listed)
+        for number, content in enumerate(listed)
     ]
 
 
@@ -188,18 +216,19 @@ Contents = list[list[dict[str, Any]]]
 
 
 def _choose(
-    chunk: _Chunk,
+    part: _Part,
     engine: LocalEngine,
     who: Sequence[int],
     conversations: Sequence[Conversation],
     settings: Sampling,
 ) -> Contents:
     """Forced choices: after an empty reasoning, or after each of several sampled ones."""
+    chunk = part.chunk
     assert chunk.question.choices is not None
     labelled = chunk.question.choices.labelled
     thoughts: list[list[tuple[str | None, str | None]]] = [[(None, None)] for _ in who]
     if chunk.thinking:
-        how = replace(_how(chunk, settings, reasoning=settings.reasoning_tokens), max_tokens=1)
+        how = replace(_how(part, settings, reasoning=settings.reasoning_tokens), max_tokens=1)
         sampled = engine.sample(who, conversations, how)
         thoughts = [[_thought(sample) for sample in listed] for listed in sampled]
     flat = [(case, *thought) for case, listed in enumerate(thoughts) for thought in listed]
@@ -223,7 +252,7 @@ def _thought(sample: Sample) -> tuple[str, str]:
 
 
 def _sample(
-    chunk: _Chunk,
+    part: _Part,
     engine: LocalEngine,
     who: Sequence[int],
     conversations: Sequence[Conversation],
@@ -231,16 +260,16 @@ def _sample(
 ) -> Contents:
     """Free answers; a reasoning model reasons first unless it was told not to."""
     silent = engine.model.chat.templating.think is False
-    how = _how(chunk, settings, reasoning=0 if silent else settings.reasoning_tokens)
+    how = _how(part, settings, reasoning=0 if silent else settings.reasoning_tokens)
     return [
         [{"text": s.text, "reasoning": s.reasoning, "finish": s.finish} for s in samples]
         for samples in engine.sample(who, conversations, how)
     ]
 
 
-def _how(chunk: _Chunk, settings: Sampling, *, reasoning: int) -> SampleSettings:
-    longest = _longest(chunk, settings)
-    return SampleSettings(chunk.samples, settings.temperature, longest, reasoning)
+def _how(part: _Part, settings: Sampling, *, reasoning: int) -> SampleSettings:
+    longest, count = _longest(part.chunk, settings), part.chunk.samples - part.first
+    return SampleSettings(count, settings.temperature, longest, reasoning, part.first)
 
 
 def _longest(chunk: _Chunk, settings: Sampling) -> int:

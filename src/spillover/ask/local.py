@@ -153,7 +153,8 @@ class LocalEngine:
         reasons = chat.reasons and settings.reasoning_tokens > 0
         thinking = [reasons and c[-1]["role"] == "user" for c in conversations]  # no prefill
         most = settings.max_tokens + (settings.reasoning_tokens if any(thinking) else 0)
-        rows = [(c, index) for c in range(len(conversations)) for index in range(count)]
+        indices = range(settings.first, settings.first + count)
+        rows = [(c, index) for c in range(len(conversations)) for index in indices]
         turns = self._turns(who, conversations, rows, thinking, most, settings.temperature)
         samples = [
             self._read(t, e, settings.max_tokens, thinking=thinking[at // count])

@@ -33,12 +33,14 @@ class SampleSettings:
         temperature: 0 is greedy.
         max_tokens: the longest answer.
         reasoning_tokens: the longest reasoning before it; 0 asks for an answer without reasoning.
+        first: index of the first of these answers; what an answer is depends on its index only.
     """
 
     samples: int
     temperature: float
     max_tokens: int
     reasoning_tokens: int = 0
+    first: int = 0
 
 
 class Respondent(Protocol):
