@@ -25,8 +25,9 @@ from typing import Any
 
 import common
 import torch
+from adapters import Switched, make_adapters
 from common import OURS, Timing, clock
-from sample import Peer, make_adapters
+from subjects import build, sizes
 
 from spillover import LoadedModel, load_experiment
 from spillover.ask.local import LocalEngine
@@ -43,6 +44,8 @@ FORMED = (
     "seconds per scored choice of the peer / of spillover: medians over the repeats. Loading the "
     "base and the adapters is on neither side; making token ids is on spillover's side only"
 )
+SAME = 1e-3
+"""Nats that both sides' log-probabilities may differ by in float32."""
 LARGE = 2e9
 """Parameters from which a float32 copy is not made."""
 
@@ -92,7 +95,9 @@ def score_all(
         for chunk in chunks:
             who = [number for number in range(len(adapters)) for _ in chunk]
             asked = list(chunk) * len(adapters)
-            scores += engine.choose(who, [c.conversation for c in asked], [c.choices for c in asked])
+            scores += engine.choose(
+                who, [c.conversation for c in asked], [c.choices for c in asked]
+            )
         return scores, clock(loaded.device) - start
     finally:
         engine.close()
@@ -117,38 +122,38 @@ def requests(loaded: LoadedModel, chunks: Sequence[Sequence[Case]]) -> list[Requ
     ]
 
 
-def harness(peer: Peer, asked: list[Request], setting: Setting, adapter: int) -> list[float]:
-    """Log-probabilities by lm-evaluation-harness, with one of PEFT's adapters in use."""
+def harness(peer: Switched, asked: list[Request], batch: int) -> list[float]:
+    """Log-probabilities by lm-evaluation-harness, of the adapter in use."""
     from lm_eval.models.huggingface import HFLM
 
     judge: Any = HFLM(
         pretrained=peer.model,
         tokenizer=peer.loaded.tokenizer,
         backend="causal",
-        batch_size=setting.batch,
+        batch_size=batch,
     )
     return [score for score, _ in judge._loglikelihood_tokens(asked, disable_tqdm=True)]
 
 
-def theirs(peer: Peer, asked: list[Request], setting: Setting, adapter: int) -> Timing:
-    start = clock(peer.loaded.device)
-    peer.use(adapter, merged=setting.merged)
-    begun = clock(peer.loaded.device)
-    harness(peer, asked, setting, adapter)
-    taken = clock(peer.loaded.device) - begun
-    peer.leave(merged=setting.merged)
+def theirs(peer: Switched, asked: list[Request], setting: Setting, adapter: int) -> Timing:
+    device = peer.loaded.device
+    start = clock(device)
+    with peer.using(adapter, merged=setting.merged):
+        begun = clock(device)
+        harness(peer, asked, setting.batch)
+        taken = clock(device) - begun
     return {"seconds": taken / len(asked), "setup": begun - start, "choices": len(asked)}
 
 
 def search(
-    peers: dict[str, Peer], asked: list[Request], batches: Sequence[int]
+    peers: dict[str, Switched], asked: list[Request], batches: Sequence[int]
 ) -> tuple[Setting, list[dict[str, Any]]]:
     """Try all dtypes and batches, then the best without merging."""
     tried: list[dict[str, Any]] = []
 
     def attempt(setting: Setting) -> float:
         part = asked[: min(len(asked), max(64, setting.batch))]
-        seconds = theirs(peers[setting.dtype], part, setting, 0)["seconds"]
+        seconds = common.fewest(lambda: theirs(peers[setting.dtype], part, setting, 0))
         tried.append({**vars(setting), "seconds": seconds})
         print(f"lm-eval, {setting}: {seconds:.4g} s", file=sys.stderr, flush=True)
         return seconds
@@ -157,18 +162,22 @@ def search(
     return min([best, Setting(best.dtype, best.batch, merged=False)], key=attempt), tried
 
 
-def difference(name: str, peer: Peer, adapter: Path, chunks: list[list[Case]]) -> float:
+def difference(name: str, peer: Switched, adapter: Path, chunks: list[list[Case]]) -> float:
     """The largest difference between both sides' log-probabilities, in float32."""
-    exact = common.build(name, "float32")
+    exact = build(name, "float32")
     scores, _ = score_all(exact, [adapter], chunks)
-    peer.use(0, merged=False)
-    other = harness(peer, requests(exact, chunks), Setting("float32", 16, merged=False), 0)
-    return max(abs(a - b) for a, b in zip(sum(scores, []), other, strict=True))
+    with peer.using(0, merged=False):
+        other = harness(peer, requests(exact, chunks), 16)
+    flat = [score for listed in scores for score in listed]
+    apart = max(abs(a - b) for a, b in zip(flat, other, strict=True))
+    if not apart <= SAME:
+        raise SystemExit(f"log-probabilities differ by {apart:.2g} nats; expected {SAME} at most")
+    return apart
 
 
 def useful_flops(loaded: LoadedModel, asked: list[Request]) -> dict[str, float]:
     """FLOPs of a mean choice; see `FLOPS`. The last token of a choice is only looked up."""
-    size, count = common.sizes(loaded), len(asked)
+    size, count = sizes(loaded), len(asked)
     head = 2 * size["head"] * sum(len(c) for _, _, c in asked) / count
     tokens = sum(len(p) + len(c) - 1 for _, p, c in asked) / count
     prompts = {tuple(p) for _, p, _ in asked}
@@ -197,14 +206,14 @@ def main() -> None:
         return
     begun = time.perf_counter()
     logging.disable(logging.WARNING)  # the harness warns of every model that is handed to it
-    loaded, chunks = common.build(name), cases(given.questions)
+    loaded, chunks = build(name), cases(given.questions)
     asked = requests(loaded, chunks)
     exact = loaded.device.type == "cpu" or loaded.model.num_parameters() < LARGE
     kinds = ["bfloat16", "float32"] if exact else ["bfloat16"]
     rates = common.limits(loaded.device)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         adapters = make_adapters(loaded, given.adapters, Path(folder))
-        peers = {kind: Peer(loaded, adapters, kind) for kind in kinds}
+        peers = {kind: Switched(loaded, adapters, kind) for kind in kinds}
         apart = difference(name, peers["float32"], adapters[0], chunks[:1]) if exact else None
         best, tried = search(peers, asked, given.batches)
         sides: dict[str, Callable[[int], Timing]] = {

@@ -1,4 +1,4 @@
-"""What the benchmarks share: models, the machine and its limit, alternating repeats, results."""
+"""What the benchmarks share: options, the machine and its limit, alternating repeats, results."""
 
 from __future__ import annotations
 
@@ -12,52 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from spillover.anatomy import find_anatomy
-from spillover.models import LoadedModel, Loading, load, resolve
-from spillover.models.loading import choose_device, choose_dtype, load_chat
+from subjects import SHAPES, TRIAL
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("spillover", "torch", "transformers", "peft", "trl", "lm_eval", "datasets")
 OURS = "spillover"
 NOT_MEASURED = "not measured: this machine has no GPU"
-LLAMA = {"vocab_size": 128_256, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-1b": {
-        **LLAMA,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "tie_word_embeddings": True,
-    },
-    "llama-8b": {
-        **LLAMA,
-        "hidden_size": 4096,
-        "intermediate_size": 14_336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    },
-    "llama-tiny": {  # for trying the scripts out without a GPU
-        **LLAMA,
-        "vocab_size": 4096,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-    },
-}
-"""Llama shapes with random weights; they read with the organism's tokenizer."""
-
 Timing = dict[str, float]
 """What one repeat of one side measured: `seconds` for one unit of work, and more."""
 
@@ -66,7 +31,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     """The options of every benchmark."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     parser.add_argument("--model", default="organism", help="a model as `spillover run` takes it")
-    parser.add_argument("--shape", choices=SHAPES, help="random weights instead of --model")
+    parser.add_argument("--shape", choices=list(SHAPES), help="random weights instead of --model")
     parser.add_argument("--repeats", type=int, help="of every side, alternating")
     parser.add_argument("--quick", action="store_true", help="tiny, to see that the script works")
     return parser
@@ -76,52 +41,10 @@ def subject(given: argparse.Namespace, name: str, *, quick_repeats: int = 1) -> 
     """The name of the model to measure; None, with a result that says so, where a GPU lacks."""
     if given.repeats is None:
         given.repeats = quick_repeats if given.quick else 3
-    if given.shape in (None, "llama-tiny") or torch.cuda.is_available():
+    if given.shape in (None, TRIAL) or torch.cuda.is_available():
         return str(given.shape or given.model)
     write(name, given.shape, given, {"measured": NOT_MEASURED})
     return None
-
-
-def build(name: str, dtype: str = "auto") -> LoadedModel:
-    """A model by name, or one of `SHAPES`: built on its device, the same weights every time."""
-    if name not in SHAPES:
-        return load(name, dtype=dtype)
-    source = replace(resolve("organism"), name=name, model_class="default")
-    model = _random(name, choose_dtype(dtype, choose_device("auto"), 10**9))
-    placement = f"{model.device} in {str(model.dtype).removeprefix('torch.')}"
-    return LoadedModel(source, model, load_chat(source, Loading()), placement, Loading(dtype=dtype))
-
-
-def _random(name: str, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[name], bos_token_id=None, eos_token_id=2, pad_token_id=0)
-    with choose_device("auto"):
-        made: Any = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="sdpa"
-        )
-    return made.eval().requires_grad_(False)
-
-
-def plain(loaded: LoadedModel, dtype: torch.dtype) -> Any:
-    """The same model as a script without spillover has it: transformers and sdpa."""
-    from transformers import AutoModelForCausalLM
-
-    if loaded.source.name in SHAPES:
-        return _random(loaded.source.name, dtype)
-    made: Any = AutoModelForCausalLM.from_pretrained(
-        loaded.source.folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    )
-    return made.to(loaded.device).eval().requires_grad_(False)
-
-
-def sizes(loaded: LoadedModel) -> dict[str, int]:
-    """Weights that multiply: of the blocks' linear layers, and of the output layer."""
-    names = [name for block in find_anatomy(loaded.model).blocks for name in block.linears]
-    layers: list[Any] = [loaded.model.get_submodule(name) for name in names]
-    head: Any = loaded.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return {"blocks": sum(x.weight.numel() for x in layers), "head": head.weight.numel()}
 
 
 def clock(device: torch.device) -> float:
@@ -160,6 +83,15 @@ def _shortest(call: Callable[[], object], device: torch.device, seconds: float =
         call()
         taken.append(clock(device) - start)
     return min(taken)
+
+
+def fewest(call: Callable[[], Timing], seconds: float = 2.0) -> float:
+    """The fewest `seconds` of three attempts, or of as many as fit the time."""
+    start = time.perf_counter()
+    found = [call()["seconds"]]
+    while len(found) < 3 and time.perf_counter() - start < seconds:
+        found.append(call()["seconds"])
+    return min(found)
 
 
 def alternate(

@@ -1,12 +1,14 @@
 """vLLM's side of sample.py: run by a Python that has vLLM and need not have spillover.
 
-As a script it reads what to do from the first line of its input and measures once for every further line.
+As a script it reads what to do from the first line of its input and measures once for every
+further line.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,13 +19,25 @@ class Vllm:
     """vLLM in a process of its own environment; it starts once and waits between repeats."""
 
     def __init__(self, python: str, asked: dict[str, Any]) -> None:
+        threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())
+        told = {  # on its own, vLLM keeps a core free and binds threads to the others
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": threads,
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+        }
         self.process = subprocess.Popen(
-            [python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **told},
         )
         self.about = self._say(json.dumps(asked))
 
     def _say(self, line: str) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         while said := self.process.stdout.readline():
@@ -56,6 +70,9 @@ def main() -> None:
     engine = LLM(
         model=asked["model"],
         dtype=asked["dtype"],
+        load_format=asked["load_format"],
+        skip_tokenizer_init=True,
+        gpu_memory_utilization=0.4,  # the other sides live on the same GPU
         enable_lora=True,
         max_loras=count,
         max_cpu_loras=count,
