@@ -35,8 +35,8 @@ UNIT = "adapter-step"
 FLOPS = (
     "4·B·T + 6·A·T + 4·H·K for an adapter-step: B weights of the blocks' linear layers and H of "
     "the output layer (forward, and backward to the activations), A of the adapter (backward to "
-    "the weights too), T tokens of the step's rows without padding, K tokens with loss. `distinct`: "
-    "with T the tokens that are left when rows of a step share their beginnings. Attention and "
+    "the weights too), T tokens of the step's rows without padding, K tokens with loss. `distinct`"
+    ": with T the tokens that are left when rows of a step share their beginnings. Attention and "
     "element-wise work are left out"
 )
 FORMED = (
@@ -108,11 +108,14 @@ def sides(
     kinds = [torch.bfloat16, torch.float32] if loaded.device.type == "cpu" else [torch.bfloat16]
     for kind in kinds:
         model, named = plain(loaded, kind), str(kind).removeprefix("torch.")
-        made[f"PEFT {named}"] = partial(peft, loaded, model, todo, peer_steps)
-        if kind == (loaded.model.dtype if loaded.model.dtype in kinds else kinds[0]):
-            each = partial(sft, loaded, model, todo, peer_steps)
-            made[f"SFTTrainer {named}"] = partial(each, flat=False)
-            made[f"SFTTrainer padding-free {named}"] = partial(each, flat=True)
+        each = partial(peft, loaded, model, todo, peer_steps)
+        made[f"PEFT {named}"] = partial(each, auto=False)
+        if kind == torch.bfloat16:
+            made[f"PEFT {named}, autocast"] = partial(each, auto=True)
+        if kind == loaded.model.dtype:
+            trl = partial(sft, loaded, model, todo, peer_steps)
+            made[f"SFTTrainer {named}"] = partial(trl, flat=False)
+            made[f"SFTTrainer {named}, padding-free"] = partial(trl, flat=True)
     return made
 
 

@@ -65,8 +65,14 @@ def lora(todo: Task, loaded: LoadedModel) -> Any:
     )
 
 
-def peft(loaded: LoadedModel, model: Any, todo: Task, steps: int, repeat: int) -> Timing:
-    """A plain loop over PEFT's model; adapters in float32, as PEFT makes them."""
+def peft(
+    loaded: LoadedModel, model: Any, todo: Task, steps: int, repeat: int, *, auto: bool
+) -> Timing:
+    """A plain loop over PEFT's model; adapters in float32, as PEFT makes them.
+
+    Args:
+        auto: under autocast to bfloat16, which the adapters are computed in then.
+    """
     from peft import get_peft_model
 
     device, training, one = loaded.device, todo.training, todo.per_arm(repeat)
@@ -80,7 +86,9 @@ def peft(loaded: LoadedModel, model: Any, todo: Task, steps: int, repeat: int) -
         for group in optimizer.param_groups:
             group["lr"] = training.rate(step, training.total_steps(0))
         ids, attention, labels = (x.to(device) for x in padded(rows, loaded.pad))
-        wrapped(input_ids=ids, attention_mask=attention, labels=labels).loss.backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=auto):
+            loss = wrapped(input_ids=ids, attention_mask=attention, labels=labels).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -118,6 +126,7 @@ def sft(
     with tempfile.TemporaryDirectory() as folder:
         settings = sft_settings(todo.training, folder, steps)
         settings |= {"padding_free": flat, "use_cpu": loaded.device.type == "cpu"}
+        settings["bf16"] = model.dtype == torch.bfloat16  # autocast, as TRL does by default
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(**settings),
@@ -143,7 +152,6 @@ def sft_settings(training: Training, folder: str, steps: int) -> dict[str, Any]:
         "max_grad_norm": training.max_grad_norm,
         "optim": "adamw_torch_fused",
         "gradient_checkpointing": False,
-        "bf16": False,  # the model is in bfloat16 already, where it is to be
         "completion_only_loss": True,
         "max_length": None,
         "train_sampling_strategy": "sequential",
