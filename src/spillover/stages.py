@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spillover.experiment import Experiment
     from spillover.models import LoadedModel
     from spillover.specification import Question
+    from spillover.store import AnswerStore
 
 ANSWERS = "answers.sqlite"
 PROBES = 8
@@ -219,17 +220,31 @@ def ask_all(
             with opened() as engine:
                 planned += ask(settings.experiment, engine, members, store, report)
             del engine  # the next one may need its memory
-        recorded = store.frame()
-    answers = recorded[recorded["key"].isin(set(planned))].reset_index(drop=True)
-    answers.to_parquet(folder / "answers.parquet")
+        return export_answers(store, planned, folder)
+
+
+def export_answers(store: AnswerStore, planned: Sequence[str], folder: Path) -> pd.DataFrame:
+    """The planned answers as a table, also as answers.parquet."""
+    answers = store.frame(planned)
+    export(answers, folder / "answers.parquet")
     return answers
+
+
+def export(table: pd.DataFrame, path: Path) -> None:
+    """Write a table with plain texts, where it has categories, and counts by name as JSON."""
+    texts = table.select_dtypes("category").columns
+    stored = table.astype(dict.fromkeys(texts, "str"))
+    if "missing" in stored and stored["missing"].map(lambda m: isinstance(m, dict)).any():
+        stored["missing"] = stored["missing"].map(json.dumps)
+    stored.to_parquet(path)
 
 
 def check_answers(answers: pd.DataFrame) -> list[Finding]:
     """What the guards find in answers, before they are graded."""
+    choices = guards.RecordedChoices.read(answers)
     return [
-        *guards.base_answered(answers),
-        *guards.equal_choices(answers),
+        *guards.base_answered(answers, choices),
+        *guards.equal_choices(answers, choices),
         *guards.reasoning_cut(answers),
     ]
 
@@ -249,10 +264,7 @@ def grade_and_compare(
         "effects": effects_table(grades, trait),
     }
     for name, table in tables.items():
-        stored = table.copy()
-        if "missing" in stored and stored["missing"].map(lambda m: isinstance(m, dict)).any():
-            stored["missing"] = stored["missing"].map(json.dumps)
-        stored.to_parquet(folder / f"{name}.parquet")
+        export(table, folder / f"{name}.parquet")
     return tables
 
 

@@ -120,18 +120,20 @@ def texts_table(
 
     Those that are only shown have the grade `not graded`.
     """
-    asked = {(q.id, n): text for q in experiment.questions for n, text in enumerate(q.ask)}
+    import pandas as pd
+
     place = ["arm", "seed", "step", "question", "paraphrase", "context", "index"]
     about = {q.id: q for q in experiment.questions}
     graded = grades.loc[grades["kind"] == TEXT, [*place, "grade", "label"]]
-    texts = answers.loc[answers["kind"].isin([TEXT, SHOWN]), [*place, "kind", "text", "reasoning"]]
-    texts = texts[texts["question"].isin(about)]
-    joined = texts.merge(graded, on=place, how="left")
+    is_text = answers["kind"].isin([TEXT, SHOWN]) & answers["question"].isin(about)
+    texts = answers.loc[is_text, [*place, "kind", "text", "reasoning"]]
+    joined = texts.merge(graded.astype({"grade": "str"}), on=place, how="left")
     joined["grade"] = joined["grade"].where(joined["kind"] == TEXT, "not graded")
     for key in ("topic", "domain", "split"):
-        joined[key] = [getattr(about[question], key) for question in joined["question"]]
+        joined[key] = joined["question"].map({q.id: getattr(q, key) for q in about.values()})
+    asked = {(q.id, n): text for q in experiment.questions for n, text in enumerate(q.ask)}
     pairs = zip(joined["question"], joined["paraphrase"], strict=True)
-    return joined.assign(prompt=[asked[pair] for pair in pairs])
+    return joined.assign(prompt=pd.Categorical([asked[pair] for pair in pairs]))
 
 
 def choices_table(answers: pd.DataFrame, chat: Chat) -> pd.DataFrame:
