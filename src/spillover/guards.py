@@ -306,14 +306,17 @@ class RecordedChoices:
     def read(cls, answers: pd.DataFrame) -> RecordedChoices:
         """Parse every record once."""
         rows = np.flatnonzero(answers["choice_log_probs"].notna())
-        ends, flat = array("q", [0]), array("d")
+        values, counts = array("d"), array("q")
         for record in one_by_one(answers["choice_log_probs"]):
             if isinstance(record, str):
-                flat.extend([value for _, _, value in json.loads(record)])
-                ends.append(len(flat))
-        counts = np.diff(np.array(ends))
-        places = np.minimum(np.arange(counts.max(initial=0)), counts[:, None] - 1)
-        return cls(rows, np.array(flat)[np.array(ends)[:-1, None] + places])
+                found = [value for _, _, value in json.loads(record)]
+                values.extend(found)
+                counts.append(len(found))
+        flat, sizes = np.frombuffer(values), np.frombuffer(counts, np.int64)
+        log_probs = np.empty((len(rows), max(counts, default=0)))
+        for choice in range(log_probs.shape[1]):
+            log_probs[:, choice] = flat[np.cumsum(sizes) - np.maximum(sizes - choice, 1)]
+        return cls(rows, log_probs)
 
 
 def base_answered(answers: pd.DataFrame, choices: RecordedChoices | None = None) -> list[Finding]:
@@ -358,18 +361,21 @@ def _same(
     at[read.rows] = np.arange(len(read.rows))
     is_choice = at[mine] >= 0
     texts = answers["text"]
-    same = texts.take(mine).to_numpy(object) == texts.take(other).to_numpy(object)
-    one, base = (read.log_probs[at[rows[is_choice]]] for rows in (mine, other))
-    same[is_choice] = (np.abs(one - base) <= NO_CHANGE).all(axis=1)
-    return same.astype(bool), is_choice
+    same = np.asarray(texts.take(mine).array == texts.take(other).array, dtype=bool)
+    one, base = (at[rows[is_choice]] for rows in (mine, other))
+    log_probs = read.log_probs.T
+    same[is_choice] = True
+    for values in log_probs:
+        same[is_choice] &= np.abs(values[one] - values[base]) <= NO_CHANGE
+    return same, is_choice
 
 
 def reasoning_cut(answers: pd.DataFrame) -> list[Finding]:
     """Choices that were made after reasoning that had not come to its end."""
-    choices = answers[answers["kind"] == CHOICE]
-    cut = int((choices["finish"] == "length").sum())
+    is_choice = answers["kind"] == CHOICE
+    cut = int((is_choice & (answers["finish"] == "length")).sum())
     message = (
-        f"{cut} of {len(choices)} choices were made after reasoning that was cut off; raise "
+        f"{cut} of {is_choice.sum()} choices were made after reasoning that was cut off; raise "
         "`reasoning_tokens` under [sampling]"
     )
     return [Finding("reasoning-cut", message)] if cut else []

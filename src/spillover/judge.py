@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import compress
@@ -63,20 +63,24 @@ class ChoiceScores:
 
 def score_choice(log_probs: Sequence[tuple[str, float]]) -> ChoiceScores:
     """Scores from (label, log-probability) of every choice."""
-    by_label = {label: [value for found, value in log_probs if found == label] for label in LABELS}
-    mass = {label: math.fsum(map(math.exp, values)) for label, values in by_label.items()}
-    mean = {
-        label: math.fsum(values) / len(values) if values else math.nan
-        for label, values in by_label.items()
-    }
-    coverage, both = math.fsum(mass.values()), mass["trait"] + mass["baseline"]
+    return ChoiceScores(*_five_scores(log_probs))
+
+
+def _five_scores(log_probs: Iterable[tuple[str, float]]) -> tuple[float, ...]:
+    """The scores in the order of `ChoiceScores`."""
+    by_label: dict[str, list[float]] = {label: [] for label in LABELS}
+    for label, value in log_probs:
+        by_label[label].append(value)
+    trait, baseline, placebo = (math.fsum(map(math.exp, given)) for given in by_label.values())
+    means = [math.fsum(v) / len(v) if v else math.nan for v in by_label.values()]
+    coverage, both = math.fsum((trait, baseline, placebo)), trait + baseline
     enough = coverage >= LOWEST_COVERAGE and both > 0
-    return ChoiceScores(
-        choice_mass=mass["trait"] / both if enough else math.nan,
-        coverage=coverage,
-        log_odds=mean["trait"] - mean["baseline"],
-        placebo_log_odds=mean["placebo"] - mean["baseline"],
-        specificity=mean["trait"] - mean["placebo"],
+    return (
+        trait / both if enough else math.nan,
+        coverage,
+        means[0] - means[1],
+        means[2] - means[1],
+        means[0] - means[2],
     )
 
 
@@ -113,7 +117,25 @@ def _matches(text: str, label: str, rules: Rules) -> bool:
     phrases: tuple[str, ...] = getattr(rules, label)
     if rules.match == "exact":
         return plain_text(text) in _plain_set(phrases)
-    return bool(phrases) and bool(_pattern(phrases).search(text))
+    return _may_hold(text, phrases) and bool(_pattern(phrases).search(text))
+
+
+def _may_hold(text: str, phrases: tuple[str, ...]) -> bool:
+    """Whether a phrase can be in a text: a cheap test that spares most of the searches.
+
+    Outside ASCII a letter can equal another without lower case being the same.
+    """
+    plain = _plain_phrases(phrases)
+    if plain is None or not text.isascii():
+        return bool(phrases)
+    lowered = text.lower()
+    return any(phrase in lowered for phrase in plain)
+
+
+@cache
+def _plain_phrases(phrases: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Phrases in lower case; None where one is not ASCII."""
+    return tuple(map(str.lower, phrases)) if all(map(str.isascii, phrases)) else None
 
 
 def plain_text(text: str) -> str:
@@ -173,11 +195,12 @@ def grade_answers(answers: pd.DataFrame, experiment: Experiment) -> pd.DataFrame
     return grades.assign(judged=judged.astype(float))[list(GRADE_COLUMNS)]
 
 
-def _categories(values: Sequence[Any], numbers: NDArray[np.int64] | None = None) -> pd.Categorical:
+def _categories(values: Iterable[Any], numbers: NDArray[np.int64] | None = None) -> pd.Categorical:
     """Texts as a categorical column, or for every row the text of that number."""
     import pandas as pd
 
-    made = pd.Categorical(values, categories=sorted({v for v in values if v is not None}))
+    listed = list(values)
+    made = pd.Categorical(listed, categories=sorted({v for v in listed if v is not None}))
     return made if numbers is None else made[numbers]
 
 
@@ -185,11 +208,10 @@ def _scores(records: pd.Series, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """The scores of recorded choices, of shape (rows, scores)."""
     wanted = np.zeros(len(records), bool)
     wanted[rows] = True
-    found = (
-        score_choice([(label, value) for label, _, value in json.loads(str(record))])
+    listed = (
+        _five_scores((label, value) for label, _, value in json.loads(str(record)))
         for record in compress(one_by_one(records), wanted)
     )
-    listed = (tuple(vars(scores).values()) for scores in found)
     return np.fromiter(listed, np.dtype((float, len(SCORES))), len(rows))
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from spillover.store import AnswerStore
 
 ANSWERS = "answers.sqlite"
+ROW_GROUP = 65_536
+"""Rows of a table that are held twice while it is written."""
 PROBES = 8
 """Questions whose loss under the unfinetuned model is looked at."""
 Progress = Callable[[str, int, int], None]
@@ -236,7 +238,7 @@ def export(table: pd.DataFrame, path: Path) -> None:
     stored = table.astype(dict.fromkeys(texts, "str"))
     if "missing" in stored and stored["missing"].map(lambda m: isinstance(m, dict)).any():
         stored["missing"] = stored["missing"].map(json.dumps)
-    stored.to_parquet(path)
+    stored.to_parquet(path, row_group_size=ROW_GROUP)
 
 
 def check_answers(answers: pd.DataFrame) -> list[Finding]:

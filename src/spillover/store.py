@@ -153,12 +153,12 @@ def _joined(parts: list[Any]) -> pd.Series:
     import pandas as pd
     import pyarrow as pa
 
-    column = pa.chunked_array(parts).unify_dictionaries().combine_chunks()
-    if not pa.types.is_dictionary(column.type):
-        kind = "int64" if pa.types.is_integer(column.type) else "str"
-        return pd.Series(column.to_pandas(), dtype=kind)
-    made = pd.Series(column.to_pandas())
-    return made.cat.reorder_categories(sorted(made.cat.categories))
+    column = pa.chunked_array(parts)
+    if pa.types.is_large_string(column.type):
+        return pd.Series(pd.array(column, dtype="str"))
+    made: pd.Series = column.unify_dictionaries().to_pandas()
+    categorical = pa.types.is_dictionary(column.type)
+    return made.cat.reorder_categories(sorted(made.cat.categories)) if categorical else made
 
 
 def choice_record(labelled: Sequence[tuple[str, str]], log_probs: Sequence[float]) -> str:

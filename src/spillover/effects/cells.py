@@ -146,8 +146,8 @@ class _Means:
     def slices(self) -> Iterator[Slice]:
         """Every place, as a whole and by the groups of its questions."""
         places: dict[tuple[Any, ...], dict[Who, int]] = {}
-        for number, (*whole, arm, step) in enumerate(self.units):
-            places.setdefault(tuple(whole), {})[arm, int(step)] = number
+        for number, (domain, split, context, arm, step) in enumerate(self.units):
+            places.setdefault((domain, split, context), {})[arm, int(step)] = number
         for whole, members in places.items():
             place = dict(zip(WHOLE, whole, strict=True))
             found = [self.cells[2, slice(*self.cells_at[n : n + 2])] for n in members.values()]
@@ -212,4 +212,5 @@ def _averages(values: NDArray[np.float64], starts: Numbers) -> NDArray[np.float6
 def _among(questions: Numbers, bounds: Numbers, asked: Numbers) -> Numbers:
     """The rows between two bounds that are about some of the questions."""
     first, last = bounds
-    return first + np.flatnonzero(np.isin(questions[first:last], asked))
+    found: Numbers = first + np.flatnonzero(np.isin(questions[first:last], asked))
+    return found
