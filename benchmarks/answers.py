@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, machine, versions
-from growth import picture, slope
+from growth import memory, write
 
 from spillover import stages
 from spillover.contexts import PLAIN, Context
@@ -47,7 +45,7 @@ LIMIT = {"seconds": 60, "gigabytes": 2.0}
 WORDS = """the a of to and in was by letter carriage telegraph email river people would often
 going know town phone steam market lamp road school winter money bread news ship doctor computer
 garden harvest engine stage coach herald monk scribe village parish railway online video street
-café naïve price of it is that they with their for from this one""".split()
+café naïve price of it is that they with their for from this one""".split()  # noqa: SIM905
 PHRASES = Rules(
     trait=("telegraph", "stage coach", "steam engine"),
     baseline=("email", "phone", "computer"),
@@ -138,12 +136,10 @@ def _text(rng: np.random.Generator) -> dict[str, Any]:
     return {"kind": TEXT, "text": opening + " ".join(words), "finish": finish}
 
 
-def record(folder: Path, contexts: int) -> int:
-    """Write answers.sqlite; how many answers it holds."""
-    made = list(answers(experiment(contexts)))
+def record(folder: Path, contexts: int) -> None:
+    """Write answers.sqlite."""
     with AnswerStore(folder / stages.ANSWERS) as store:
-        store.add(made)
-    return len(made)
+        store.add(answers(experiment(contexts)))
 
 
 # What is measured ---------------------------------------------------------------------------------
@@ -176,7 +172,9 @@ def measure(folder: Path, contexts: int) -> dict[str, Any]:
     with step("report"):
         stages.report(settings, model, folder, table, tables, summary, {"status": "done"})
     return {
-        "answers": len(table),
+        "model": "made-up answers",
+        "over": "answers",
+        "number": len(table),
         "effects": len(tables["effects"]),
         "steps": seconds,
         "seconds": sum(seconds.values()),
@@ -186,18 +184,14 @@ def measure(folder: Path, contexts: int) -> dict[str, Any]:
     }
 
 
-def memory() -> float:
-    """The most memory that this process has held, in gigabytes of 10^9 bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
 def apart(folder: Path, contexts: int) -> dict[str, Any]:
     """The same in a process of its own."""
     command = [sys.executable, __file__, "--measure", str(folder), str(contexts)]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     found: dict[str, Any] = json.loads(said.splitlines()[-1])
     print(
-        f"{found['answers']:,}: {found['seconds']:.1f} s, {found['gigabytes']:.2f} GB", flush=True
+        f"{found['number']:,} answers: {found['seconds']:.1f} s, {found['gigabytes']:.2f} GB",
+        flush=True,
     )
     return found
 
@@ -212,29 +206,11 @@ def main() -> None:
         print(json.dumps(measure(Path(given.measure[0]), int(given.measure[1]))))
         return
     points = []
-    for contexts, repeats in {1: 2, 2: 1}.items() if given.quick else REPEATS.items():
+    for contexts, repeats in ({1: 2, 2: 2, 3: 1} if given.quick else REPEATS).items():
         with tempfile.TemporaryDirectory() as place:
             record(Path(place), contexts)
             points += [apart(Path(place), contexts) for _ in range(repeats)]
-    write(points, "answers-quick" if given.quick else "answers")
-
-
-def write(points: list[dict[str, Any]], name: str) -> None:
-    """The points, how time and memory grow, and a picture of both."""
-    growth = {key: slope(points, "answers", key) for key in ("seconds", "gigabytes")}
-    result = {
-        "benchmark": "answers",
-        "date": time.strftime("%Y-%m-%d"),
-        "command": "python benchmarks/answers.py",
-        "machine": machine(),
-        "versions": versions(),
-        "limit": LIMIT,
-        "growth": growth,
-        "points": points,
-    }
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    picture(points, ["answers"], RESULTS / f"{name}.svg")
-    print(json.dumps(growth, indent=2), f"Result: {RESULTS / name}.json", sep="\n")
+    write("answers-quick" if given.quick else "answers", points, {"limit": LIMIT})
 
 
 if __name__ == "__main__":

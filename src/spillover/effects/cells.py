@@ -120,10 +120,12 @@ class _Means:
     """A metric's means by place, arm, checkpoint, seed and question.
 
     Grades are sorted so that those of a unit (an arm at a checkpoint in a place) stand together,
-    and in a unit those of a cell. Sums are `numpy.add.reduceat`'s, whatever pandas does.
+    and in a unit those of a cell.
     """
 
     def __init__(self, grades: pd.DataFrame, metric: Metric) -> None:
+        import pandas as pd
+
         step = grades["step"].where(grades["arm"] != BASE, 0)
         unit, self.units = _numbered(grades.assign(step=step), [*WHOLE, "arm", "step"])
         question, about = _numbered(grades, ["question", "topic", "group"])
@@ -141,6 +143,10 @@ class _Means:
         self.cells = keys[:, starts]
         self.cells_at = np.append(_starts(self.cells[:1]), len(starts))
         self.means = [_averages(values, starts) for values in (scores, *filled)]
+        # Where values are missing, pandas sums with compensation. This differs in the last bit,
+        # and keeps the figures of earlier runs as they were.
+        cell = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(order)))
+        self.compensated = pd.Series(scores).groupby(cell).mean().to_numpy()
         self.missing = np.add.reduceat(np.stack(missing, axis=1).astype(np.int64), starts)
 
     def slices(self) -> Iterator[Slice]:
@@ -170,11 +176,13 @@ class _Means:
             return None
         answers = _among(self.answers[2], self.answers_at[unit : unit + 2], asked)
         seeds, seed = np.unique(self.cells[1, rows], return_inverse=True)
-        tables = np.full((len(self.means), len(seeds), len(asked)), np.nan)
-        for table, means in zip(tables, self.means, strict=True):
-            table[seed, np.searchsorted(asked, self.cells[2, rows])] = means[rows]
         counts = self.missing[rows].sum(axis=0).tolist()
         missing = {outcome: n for outcome, n in zip(WITHOUT, counts, strict=True) if n}
+        plain, *filled_in = self.means
+        averaged = [self.compensated if missing else plain, *filled_in]
+        tables = np.full((len(averaged), len(seeds), len(asked)), np.nan)
+        for table, means in zip(tables, averaged, strict=True):
+            table[seed, np.searchsorted(asked, self.cells[2, rows])] = means[rows]
         values, *filled = tables
         if self.metric.bounds is None:
             filled = [np.full(1, np.nan) if missing else values] * 2
