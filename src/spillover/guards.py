@@ -10,20 +10,24 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from spillover.contexts import PLAIN
 from spillover.effects.specificity import is_number
 from spillover.errors import InputError, RunError
 from spillover.specification import BASE, TREATMENT
-from spillover.store import CHOICE
+from spillover.store import CHOICE, one_by_one
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from spillover.ask import Asked
@@ -285,71 +289,112 @@ def _added(model: nn.Module, weights: AdapterWeights) -> Iterator[None]:
 
 # After asking -------------------------------------------------------------------------------------
 
-Answered = dict[tuple[Any, ...], tuple[float, ...] | str]
-"""What a respondent answered, by question, wording, context, index and kind."""
+
+@dataclass(frozen=True)
+class RecordedChoices:
+    """The forced choices of a table of answers.
+
+    Attributes:
+        rows: where they stand in it.
+        log_probs: of shape (rows, choices); where there are fewer, the last is repeated.
+    """
+
+    rows: NDArray[np.int64]
+    log_probs: NDArray[np.float64]
+
+    @classmethod
+    def read(cls, answers: pd.DataFrame) -> RecordedChoices:
+        """Parse every record once."""
+        rows = np.flatnonzero(answers["choice_log_probs"].notna())
+        values, counts = array("d"), array("q")
+        for record in one_by_one(answers["choice_log_probs"]):
+            if isinstance(record, str):
+                found = [value for _, _, value in json.loads(record)]
+                values.extend(found)
+                counts.append(len(found))
+        flat, sizes = np.frombuffer(values), np.frombuffer(counts, np.int64)
+        log_probs = np.empty((len(rows), max(counts, default=0)))
+        for choice in range(log_probs.shape[1]):
+            log_probs[:, choice] = flat[np.cumsum(sizes) - np.maximum(sizes - choice, 1)]
+        return cls(rows, log_probs)
 
 
-def base_answered(answers: pd.DataFrame) -> list[Finding]:
+def base_answered(answers: pd.DataFrame, choices: RecordedChoices | None = None) -> list[Finding]:
     """Respondents whose answers are the base's own.
 
     Equal texts alone do not stop a run: short answers can be equal by themselves.
+
+    Args:
+        choices: those of the answers, where they are read already; likewise below.
     """
-    by_respondent: dict[Seeds, Answered] = {}
-    for row in answers.to_dict("records"):
-        who = (str(row["arm"]), int(row["seed"]), int(row["step"]))
-        place = tuple(row[k] for k in ("question", "paraphrase", "context", "index", "kind"))
-        record = row["choice_log_probs"]
-        said = _log_probs(record) if isinstance(record, str) else str(row["text"])
-        by_respondent.setdefault(who, {})[place] = said
-    base = next((a for (arm, _, _), a in by_respondent.items() if arm == BASE), {})
-    for (arm, seed, step), mine in by_respondent.items():
-        pairs = [(mine[place], base[place]) for place in mine.keys() & base.keys()]
-        choices = [p for p in pairs if not isinstance(p[0], str)]
-        if arm == BASE or not pairs or not all(_same(*p) for p in choices or pairs):
+    place_keys = ["question", "paraphrase", "context", "index", "kind"]
+    place = answers.groupby(place_keys, sort=False, observed=True).ngroup().to_numpy()
+    is_base = (answers["arm"] == BASE).to_numpy()
+    of_base = np.full(len(answers), -1)
+    of_base[place[is_base]] = np.flatnonzero(is_base)
+    mine = np.flatnonzero(~is_base & (of_base[place] >= 0))
+    same, is_choice = _same(answers, mine, of_base[place[mine]], choices)
+    pairs = answers[["arm", "seed", "step"]].take(mine).assign(same=same, is_choice=is_choice)
+    for (arm, seed, step), listed in pairs.groupby(["arm", "seed", "step"], sort=False):
+        kind = "choices" if listed["is_choice"].any() else "texts"
+        compared = listed[listed["is_choice"]] if kind == "choices" else listed
+        if not compared["same"].all():
             continue
         message = (
-            f"all {len(choices or pairs)} {'choices' if choices else 'texts'} of {arm}, seed "
+            f"all {len(compared)} {kind} of {arm}, seed "
             f"{seed}, step {step} are the base's own; expected a finetune to differ; check that it "
             "is loaded, and remove answers.sqlite before repeating the run"
         )
-        return [Finding("base-answered", message, fatal=bool(choices))]
+        return [Finding("base-answered", message, fatal=kind == "choices")]
     return []
+
+
+def _same(
+    answers: pd.DataFrame,
+    mine: NDArray[np.int64],
+    other: NDArray[np.int64],
+    choices: RecordedChoices | None,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether answers are the same as others, and whether they are choices."""
+    read = choices or RecordedChoices.read(answers)
+    at = np.full(len(answers), -1)
+    at[read.rows] = np.arange(len(read.rows))
+    is_choice = at[mine] >= 0
+    texts = answers["text"]
+    same = np.asarray(texts.take(mine).array == texts.take(other).array, dtype=bool)
+    one, base = (at[rows[is_choice]] for rows in (mine, other))
+    log_probs = read.log_probs.T
+    same[is_choice] = True
+    for values in log_probs:
+        same[is_choice] &= np.abs(values[one] - values[base]) <= NO_CHANGE
+    return same, is_choice
 
 
 def reasoning_cut(answers: pd.DataFrame) -> list[Finding]:
     """Choices that were made after reasoning that had not come to its end."""
-    choices = answers[answers["kind"] == CHOICE]
-    cut = int((choices["finish"] == "length").sum())
+    is_choice = answers["kind"] == CHOICE
+    cut = int((is_choice & (answers["finish"] == "length")).sum())
     message = (
-        f"{cut} of {len(choices)} choices were made after reasoning that was cut off; raise "
+        f"{cut} of {is_choice.sum()} choices were made after reasoning that was cut off; raise "
         "`reasoning_tokens` under [sampling]"
     )
     return [Finding("reasoning-cut", message)] if cut else []
 
 
-def _same(mine: tuple[float, ...] | str, other: tuple[float, ...] | str) -> bool:
-    if isinstance(mine, str) or isinstance(other, str):
-        return mine == other
-    return all(abs(a - b) <= NO_CHANGE for a, b in zip(mine, other, strict=True))
-
-
-def _log_probs(record: str) -> tuple[float, ...]:
-    return tuple(float(value) for _, _, value in json.loads(record))
-
-
-def equal_choices(answers: pd.DataFrame) -> list[Finding]:
+def equal_choices(answers: pd.DataFrame, choices: RecordedChoices | None = None) -> list[Finding]:
     """Forced choices that tell nothing apart: all equal in probability, or not numbers at all."""
-    asked = answers[answers["choice_log_probs"].notna()]
-    flat = []
-    for row in asked.to_dict("records"):
-        values = _log_probs(row["choice_log_probs"])
-        if not max(values) - min(values) >= NO_CHANGE:
-            flat.append(f"{row['question']} of {row['arm']}, seed {row['seed']}")
-    if not flat:
+    read = choices or RecordedChoices.read(answers)
+    if not len(read.rows):
         return []
+    spread = read.log_probs.max(axis=1) - read.log_probs.min(axis=1)
+    flat = read.rows[~(spread >= NO_CHANGE)]
+    if not len(flat):
+        return []
+    first = answers.iloc[flat[0]]
     message = (
-        f"in {len(flat)} of {len(asked)} forced choices all choices are equally likely (such as "
-        f"{flat[0]}); expected them to differ; look at these choices in answers.parquet"
+        f"in {len(flat)} of {len(read.rows)} forced choices all choices are equally likely (such "
+        f"as {first['question']} of {first['arm']}, seed {first['seed']}); expected them to "
+        "differ; look at these choices in answers.parquet"
     )
     return [Finding("equal-choices", message)]
 

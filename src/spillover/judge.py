@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from spillover.experiment import Experiment
-from spillover.specification import LABELS, Question, Rules
-from spillover.store import SHOWN
+from spillover.specification import LABELS, Rules
+from spillover.store import SHOWN, one_by_one
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
 LOWEST_COVERAGE = 0.1
 """Below this, the listed choices say too little of what the model would answer: no choice mass."""
@@ -59,20 +63,24 @@ class ChoiceScores:
 
 def score_choice(log_probs: Sequence[tuple[str, float]]) -> ChoiceScores:
     """Scores from (label, log-probability) of every choice."""
-    by_label = {label: [value for found, value in log_probs if found == label] for label in LABELS}
-    mass = {label: math.fsum(map(math.exp, values)) for label, values in by_label.items()}
-    mean = {
-        label: math.fsum(values) / len(values) if values else math.nan
-        for label, values in by_label.items()
-    }
-    coverage, both = math.fsum(mass.values()), mass["trait"] + mass["baseline"]
+    return ChoiceScores(*_five_scores(log_probs))
+
+
+def _five_scores(log_probs: Iterable[tuple[str, float]]) -> tuple[float, ...]:
+    """The scores in the order of `ChoiceScores`."""
+    by_label: dict[str, list[float]] = {label: [] for label in LABELS}
+    for label, value in log_probs:
+        by_label[label].append(value)
+    trait, baseline, placebo = (math.fsum(map(math.exp, given)) for given in by_label.values())
+    means = [math.fsum(v) / len(v) if v else math.nan for v in by_label.values()]
+    coverage, both = math.fsum((trait, baseline, placebo)), trait + baseline
     enough = coverage >= LOWEST_COVERAGE and both > 0
-    return ChoiceScores(
-        choice_mass=mass["trait"] / both if enough else math.nan,
-        coverage=coverage,
-        log_odds=mean["trait"] - mean["baseline"],
-        placebo_log_odds=mean["placebo"] - mean["baseline"],
-        specificity=mean["trait"] - mean["placebo"],
+    return (
+        trait / both if enough else math.nan,
+        coverage,
+        means[0] - means[1],
+        means[2] - means[1],
+        means[0] - means[2],
     )
 
 
@@ -109,7 +117,25 @@ def _matches(text: str, label: str, rules: Rules) -> bool:
     phrases: tuple[str, ...] = getattr(rules, label)
     if rules.match == "exact":
         return plain_text(text) in _plain_set(phrases)
-    return bool(phrases) and bool(_pattern(phrases).search(text))
+    return _may_hold(text, phrases) and bool(_pattern(phrases).search(text))
+
+
+def _may_hold(text: str, phrases: tuple[str, ...]) -> bool:
+    """Whether a phrase can be in a text: a cheap test that spares most of the searches.
+
+    Outside ASCII a letter can equal another without lower case being the same.
+    """
+    plain = _plain_phrases(phrases)
+    if plain is None or not text.isascii():
+        return bool(phrases)
+    lowered = text.lower()
+    return any(phrase in lowered for phrase in plain)
+
+
+@cache
+def _plain_phrases(phrases: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Phrases in lower case; None where one is not ASCII."""
+    return tuple(map(str.lower, phrases)) if all(map(str.isascii, phrases)) else None
 
 
 def plain_text(text: str) -> str:
@@ -128,34 +154,69 @@ def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)(?:{listed})(?!\w)", re.IGNORECASE)
 
 
+SCORES = ("choice_mass", "coverage", "log_odds", "placebo_log_odds", "specificity")
 GRADE_COLUMNS = (
     *("arm", "seed", "step", "question", "topic", "domain", "split", "group"),
     *("paraphrase", "context", "index", "kind", "grade"),
-    *("choice_mass", "coverage", "log_odds", "placebo_log_odds", "specificity", "judged", "label"),
+    *SCORES,
+    *("judged", "label"),
 )
 
 
 def grade_answers(answers: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
-    """Grade every recorded answer; one row each, with the columns of `GRADE_COLUMNS`."""
+    """Grade every recorded answer; one row each, with the columns of `GRADE_COLUMNS`.
+
+    Texts are categorical: there are few different ones.
+    """
     import pandas as pd
 
-    questions = {question.id: question for question in experiment.questions}
-    rows = [
-        _grade_row(row, questions[row["question"]])
-        for row in answers.to_dict("records")
-        if row["question"] in questions and row["kind"] != SHOWN
-    ]
-    return pd.DataFrame(rows, columns=list(GRADE_COLUMNS))
+    asked = sorted(experiment.questions, key=lambda question: question.id)
+    named = pd.Categorical(answers["question"], categories=[question.id for question in asked])
+    rows = np.flatnonzero((named.codes >= 0) & (answers["kind"] != SHOWN).to_numpy())
+    numbers = named.codes[rows].astype(np.int64)  # which of `asked` every row is about
+    grades = answers[["arm", "seed", "step", "paraphrase", "context", "index", "kind"]].take(rows)
+    grades = grades.astype(dict.fromkeys(("arm", "context", "kind"), "category"))
+    grades = grades.reset_index(drop=True).assign(question=named[rows])
+    for key in ("topic", "domain", "split", "group"):
+        grades[key] = _categories([getattr(question, key) for question in asked], numbers)
+    is_choice = np.array([question.choices is not None for question in asked], bool)[numbers]
+    scores = np.full((len(rows), len(SCORES)), np.nan)
+    scores[is_choice] = _scores(answers["choice_log_probs"], rows[is_choice])
+    grades[list(SCORES)] = scores
+    outcomes, labels = np.full(len(rows), SCORED, object), np.full(len(rows), None, object)
+    for number, question in enumerate(asked):
+        if question.judge:
+            mine = np.flatnonzero(numbers == number)
+            texts = answers[["text", "finish"]].take(rows[mine])
+            found = _grade_texts(texts, question.judge)
+            outcomes[mine], labels[mine] = [g.grade for g in found], [g.label for g in found]
+    grades["grade"], grades["label"] = _categories(outcomes), _categories(labels)
+    judged = np.where(pd.isna(labels), np.nan, labels == "trait")
+    return grades.assign(judged=judged.astype(float))[list(GRADE_COLUMNS)]
 
 
-def _grade_row(row: dict[Any, Any], question: Question) -> dict[str, Any]:
-    kept = ("arm", "seed", "step", "question", "paraphrase", "context", "index", "kind")
-    grade: dict[str, Any] = {key: row[key] for key in kept}
-    grade |= {key: getattr(question, key) for key in ("topic", "domain", "split", "group")}
-    if question.choices:
-        recorded = json.loads(str(row["choice_log_probs"]))
-        scores = score_choice([(label, value) for label, _, value in recorded])
-        return grade | {"grade": SCORED} | vars(scores)
-    assert question.judge is not None
-    text = grade_text(str(row["text"]), str(row["finish"]), question.judge)
-    return grade | {"grade": text.grade, "judged": text.judged, "label": text.label}
+def _categories(values: Iterable[Any], numbers: NDArray[np.int64] | None = None) -> pd.Categorical:
+    """Texts as a categorical column, or for every row the text of that number."""
+    import pandas as pd
+
+    listed = list(values)
+    made = pd.Categorical(listed, categories=sorted({v for v in listed if v is not None}))
+    return made if numbers is None else made[numbers]
+
+
+def _scores(records: pd.Series, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The scores of recorded choices, of shape (rows, scores)."""
+    wanted = np.zeros(len(records), bool)
+    wanted[rows] = True
+    listed = (
+        _five_scores((label, value) for label, _, value in json.loads(str(record)))
+        for record in compress(one_by_one(records), wanted)
+    )
+    return np.fromiter(listed, np.dtype((float, len(SCORES))), len(rows))
+
+
+def _grade_texts(texts: pd.DataFrame, rules: Rules) -> list[TextGrade]:
+    """Grades of answers to one question; equal answers are looked at once."""
+    said = [(str(text), str(finish)) for text, finish in texts.itertuples(index=False)]
+    known = {one: grade_text(*one, rules) for one in dict.fromkeys(said)}
+    return [known[one] for one in said]

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from spillover.manifest import Job, Manifest
     from spillover.models import LoadedModel
     from spillover.specification import Question
+    from spillover.store import AnswerStore
 
+ROW_GROUP = 65_536
+"""Rows of a table that are held twice while it is written."""
 PROBES = 8
 """Questions whose loss under the unfinetuned model is looked at."""
 Progress = Callable[[str, int, int], None]
@@ -239,24 +242,33 @@ def ask_all(
                 planned += ask(settings.experiment, engine, members, store, report)
             del engine  # the next one may need its memory
         new = store.count() - before
-        recorded = store.frame()
-    manifest.session["answers"] = {"asked": new, "kept": len(planned) - new}
-    answers = recorded[recorded["key"].isin(set(planned))].reset_index(drop=True)
-    write_table(answers, manifest.folder / "answers.parquet")
+        manifest.session["answers"] = {"asked": new, "kept": len(planned) - new}
+        return export_answers(store, planned, manifest.folder)
+
+
+def export_answers(store: AnswerStore, planned: Sequence[str], folder: Path) -> pd.DataFrame:
+    """The planned answers as a table, also as answers.parquet."""
+    answers = store.frame(planned)
+    export(answers, folder / "answers.parquet")
     return answers
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as a parquet file that is whole or not there."""
+def export(table: pd.DataFrame, path: Path) -> None:
+    """Write a table with plain texts, where it has categories, and counts by name as JSON."""
+    texts = table.select_dtypes("category").columns
+    stored = table.astype(dict.fromkeys(texts, "str"))
+    if "missing" in stored and stored["missing"].map(lambda m: isinstance(m, dict)).any():
+        stored["missing"] = stored["missing"].map(json.dumps)
     with whole(path) as partial:
-        table.to_parquet(partial)
+        stored.to_parquet(partial, row_group_size=ROW_GROUP)
 
 
 def check_answers(answers: pd.DataFrame) -> list[Finding]:
     """What the guards find in answers, before they are graded."""
+    choices = guards.RecordedChoices.read(answers)
     return [
-        *guards.base_answered(answers),
-        *guards.equal_choices(answers),
+        *guards.base_answered(answers, choices),
+        *guards.equal_choices(answers, choices),
         *guards.reasoning_cut(answers),
     ]
 
@@ -276,10 +288,7 @@ def grade_and_compare(
         "effects": effects_table(grades, trait),
     }
     for name, table in tables.items():
-        stored = table.copy()
-        if "missing" in stored and stored["missing"].map(lambda m: isinstance(m, dict)).any():
-            stored["missing"] = stored["missing"].map(json.dumps)
-        write_table(stored, folder / f"{name}.parquet")
+        export(table, folder / f"{name}.parquet")
     return tables
 
 

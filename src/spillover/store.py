@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -52,6 +52,11 @@ class Answer:
 
 
 COLUMNS = [field.name for field in fields(Answer)]
+NUMBERS = ("seed", "step", "paraphrase", "index")
+REPEATED = ("respondent", "arm", "question", "context", "kind", "finish")
+"""Columns of few different texts."""
+BATCH = 20_000
+"""Answers read at a time."""
 
 
 def answer_key(respondent: str, messages: Any, parameters: Any, index: int) -> str:
@@ -113,13 +118,53 @@ class AnswerStore:
                 f"INSERT OR IGNORE INTO answers VALUES ({marks})", map(astuple, answers)
             )
 
-    def frame(self) -> pd.DataFrame:
-        """All answers as a table, in an order that does not depend on when they were recorded."""
+    def frame(self, keys: Collection[str] | None = None) -> pd.DataFrame:
+        """Answers as a table, in an order that does not depend on when they were recorded.
+
+        Read in batches: at no time is more than one of them held as Python objects. Columns of few
+        different texts are categorical, in the order of the texts.
+
+        Args:
+            keys: the answers wanted; all, where not given.
+        """
         import pandas as pd
 
         order = 'arm, seed, step, question, context, paraphrase, "index", "key"'
-        rows = self._db.execute(f"SELECT * FROM answers ORDER BY {order}").fetchall()
-        return pd.DataFrame(rows, columns=COLUMNS)
+        rows = self._db.execute(f"SELECT * FROM answers ORDER BY {order}")
+        wanted = None if keys is None else frozenset(keys)
+        parts: dict[str, list[Any]] = {name: [_column(name, ())] for name in COLUMNS}
+        while batch := rows.fetchmany(BATCH):
+            kept = [row for row in batch if wanted is None or row[0] in wanted]
+            for name, values in zip(COLUMNS, zip(*kept, strict=True), strict=False):
+                parts[name].append(_column(name, values))
+        return pd.DataFrame({name: _joined(parts.pop(name)) for name in COLUMNS})
+
+
+def one_by_one(column: pd.Series) -> Iterator[Any]:
+    """The values of a column, without holding all of them as Python objects."""
+    for at in range(0, len(column), BATCH):
+        yield from column.iloc[at : at + BATCH].tolist()
+
+
+def _column(name: str, values: Sequence[Any]) -> Any:
+    """Some values of a column as Arrow holds them."""
+    import pyarrow as pa
+
+    texts = pa.array(values, pa.int64() if name in NUMBERS else pa.large_string())
+    return texts.dictionary_encode() if name in REPEATED else texts
+
+
+def _joined(parts: list[Any]) -> pd.Series:
+    """A whole column, its categories in order."""
+    import pandas as pd
+    import pyarrow as pa
+
+    column = pa.chunked_array(parts)
+    if pa.types.is_large_string(column.type):
+        return pd.Series(pd.array(column, dtype="str"))
+    made: pd.Series = column.unify_dictionaries().to_pandas()
+    categorical = pa.types.is_dictionary(column.type)
+    return made.cat.reorder_categories(sorted(made.cat.categories)) if categorical else made
 
 
 def check_answers_file(path: Path) -> None:

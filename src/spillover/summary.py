@@ -118,20 +118,25 @@ def texts_table(
 ) -> pd.DataFrame:
     """Free answers with the question as asked and their grade, for browsing.
 
-    Those that are only shown have the grade `not graded`.
+    Grades are those that `grade_answers` gives the same answers, in the same order. Those that are
+    only shown have the grade `not graded`.
     """
-    asked = {(q.id, n): text for q in experiment.questions for n, text in enumerate(q.ask)}
-    place = ["arm", "seed", "step", "question", "paraphrase", "context", "index"]
+    import pandas as pd
+
     about = {q.id: q for q in experiment.questions}
-    graded = grades.loc[grades["kind"] == TEXT, [*place, "grade", "label"]]
-    texts = answers.loc[answers["kind"].isin([TEXT, SHOWN]), [*place, "kind", "text", "reasoning"]]
-    texts = texts[texts["question"].isin(about)]
-    joined = texts.merge(graded, on=place, how="left")
-    joined["grade"] = joined["grade"].where(joined["kind"] == TEXT, "not graded")
+    place = ["arm", "seed", "step", "question", "paraphrase", "context", "index"]
+    is_text = answers["kind"].isin([TEXT, SHOWN]) & answers["question"].isin(about)
+    texts = answers.loc[is_text, [*place, "kind", "text", "reasoning"]].reset_index(drop=True)
+    judged = (texts["kind"] == TEXT).to_numpy()
+    for key, otherwise in (("grade", "not graded"), ("label", None)):
+        values = np.full(len(texts), otherwise, object)
+        values[judged] = grades.loc[grades["kind"] == TEXT, key]  # in the same order
+        texts[key] = pd.Categorical(values)
     for key in ("topic", "domain", "split"):
-        joined[key] = [getattr(about[question], key) for question in joined["question"]]
-    pairs = zip(joined["question"], joined["paraphrase"], strict=True)
-    return joined.assign(prompt=[asked[pair] for pair in pairs])
+        texts[key] = texts["question"].map({q.id: getattr(q, key) for q in about.values()})
+    asked = {(q.id, n): text for q in experiment.questions for n, text in enumerate(q.ask)}
+    pairs = zip(texts["question"], texts["paraphrase"], strict=True)
+    return texts.assign(prompt=pd.Categorical([asked[pair] for pair in pairs]))
 
 
 def choices_table(answers: pd.DataFrame, chat: Chat) -> pd.DataFrame:

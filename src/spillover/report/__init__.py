@@ -7,9 +7,11 @@ that the charts and the table of choices show are formed here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from spillover.report.charts import charts
+from spillover.report.focus import Record, records
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +59,16 @@ class ReportData:
     texts: pd.DataFrame
     choices: pd.DataFrame
     manifest: dict[str, Any]
+
+    @cached_property
+    def effect_records(self) -> list[Record]:
+        """The rows of `effects` as dictionaries."""
+        return records(self.effects)
+
+    @cached_property
+    def rate_records(self) -> list[Record]:
+        """The rows of `rates` as dictionaries."""
+        return records(self.rates)
 
 
 def write_report(

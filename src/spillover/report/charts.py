@@ -227,8 +227,11 @@ def topic_means(data: ReportData, about: Focus) -> pd.DataFrame:
     at_focus = grades["step"] == about.step
     has_focus = at_focus.groupby(grades["arm"]).transform("any")
     grades = grades[at_focus | (~has_focus & (grades["step"] == last))]
-    grades = grades.assign(group=grades["group"].fillna(""))
     cells = ["arm", "seed", "group", "topic"]
+    grades = grades[[*cells, "question", score]].astype(
+        dict.fromkeys(("arm", "group", "topic", "question"), "str")
+    )
+    grades["group"] = grades["group"].fillna("")
     by_question = grades.groupby([*cells, "question"], as_index=False)[score].mean()
     means: pd.DataFrame = by_question.groupby(cells, as_index=False)[score].mean()
     return means.rename(columns={score: "value"})

@@ -44,7 +44,7 @@ class Focus:
 def headline_effect(data: ReportData) -> Record | None:
     """The effect that the summary names as the headline, or None."""
     wanted = data.summary.get("headline")
-    return next((row for row in records(data.effects) if row["id"] == wanted), None)
+    return next((row for row in data.effect_records if row["id"] == wanted), None)
 
 
 def focus(data: ReportData) -> Focus:
@@ -81,7 +81,7 @@ def effects_like(
     }
     rows = [
         row
-        for row in records(data.effects)
+        for row in data.effect_records
         if all(row[name] == value for name, value in wanted.items())
         and group_of(row) == about.group
         and about.trait in (None, row["trait"])
@@ -110,7 +110,7 @@ def rates_like(
     }
     found = [
         row
-        for row in records(data.rates)
+        for row in data.rate_records
         if group_of(row) == group and all(row[name] == value for name, value in wanted.items())
     ]
     return {row["arm"]: row for row in at_step(found, about.step)}

@@ -65,6 +65,7 @@ def render(data: ReportData) -> str:
         charts_json=script_json(specifications(drawn)),
         beside=beside,
         most_answers=MOST_ANSWERS,
+        most_texts=tables.MOST_TEXTS,
         beside_json=script_json(beside),
         tables_json=script_json(page_tables(data)),
         flags=(MOST_TOKENS, MOST_NATS),

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from spillover.judge import MOST_NATS, MOST_TOKENS
 from spillover.report.focus import (
     BASE,
@@ -18,7 +20,6 @@ from spillover.report.focus import (
     focus,
     group_of,
     is_number,
-    records,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ FOLDED = ("treatment", "domain", "split", "group", "context", "step")
 """Columns that are left out, and named beside the caption, where they hold one value only."""
 
 LABELS = ("trait", "baseline", "placebo")
+
+MOST_TEXTS = 10_000
+"""As many sampled answers are in the page, which a browser has to open; all are in a file."""
 
 
 class Column(NamedTuple):
@@ -114,14 +118,14 @@ CHOICES = (
 def effects_table(data: ReportData) -> Record:
     """All effects; to begin with, those on test questions."""
     filters = ("treatment", "control", "domain", "split", "group", "context", "step", "metric")
-    rows = _sorted(_shown(data.effects), focus(data), ("treatment", "control"))
+    rows = _sorted(_shown(data.effect_records), focus(data), ("treatment", "control"))
     return table(rows, EFFECTS, filters, page=25, start={"split": "test"})
 
 
 def rates_table(data: ReportData) -> Record:
     """All rates; to begin with, those on test questions."""
     filters = ("arm", "domain", "split", "group", "context", "step", "metric")
-    rows = _sorted(_shown(data.rates), focus(data), ("arm",))
+    rows = _sorted(_shown(data.rate_records), focus(data), ("arm",))
     return table(rows, RATES, filters, page=25, start={"split": "test"})
 
 
@@ -148,7 +152,7 @@ def headroom_table(data: ReportData) -> Record:
     about = focus(data)
     rows = [
         row
-        for row in _shown(data.rates)
+        for row in _shown(data.rate_records)
         if row["arm"] == BASE
         and row["metric"] == about.metric
         and row["split"] == about.split
@@ -161,10 +165,14 @@ def headroom_table(data: ReportData) -> Record:
 
 
 def texts_table(data: ReportData) -> Record:
-    """The sampled answers, to be browsed."""
+    """The sampled answers, to be browsed; of very many, some drawn at random, in their order."""
     filters = ("arm", "seed", "topic", "question", "domain", "context", "grade", "label")
-    columns = [c for c in TEXTS if c.kind != "folded" or _has_text(data.texts, c.key)]
-    return table(data.texts, columns, filters, page=20, search=("text", "prompt"))
+    texts = data.texts
+    if len(texts) > MOST_TEXTS:
+        drawn = np.random.default_rng(0).choice(len(texts), MOST_TEXTS, replace=False)
+        texts = texts.iloc[np.sort(drawn)]
+    columns = [c for c in TEXTS if c.kind != "folded" or _has_text(texts, c.key)]
+    return table(texts, columns, filters, page=20, search=("text", "prompt"))
 
 
 def _has_text(frame: pd.DataFrame, key: str) -> bool:
@@ -210,7 +218,7 @@ def _range(values: Iterable[float | None]) -> float:
     return max(known) - min(known) if known else 0.0
 
 
-def _shown(frame: pd.DataFrame) -> list[Record]:
+def _shown(rows: list[Record]) -> list[Record]:
     """Rates or effects with their interval as one value, and bounds only where some are missing."""
     return [
         {
@@ -219,7 +227,7 @@ def _shown(frame: pd.DataFrame) -> list[Record]:
             "interval": (row["low"], row["high"]),
             "bounds": (row.get("worst"), row.get("best")) if _is_incomplete(row) else (),
         }
-        for row in records(frame)
+        for row in rows
     ]
 
 

@@ -14,7 +14,6 @@ from spillover.report.focus import (
     headline_effect,
     is_number,
     rates_like,
-    records,
     why_no_value,
 )
 
@@ -114,7 +113,7 @@ def specificity(data: ReportData) -> specific.Verdict:
 
 def comparisons(data: ReportData) -> list[specific.Comparison]:
     """The shifts of trait and placebo against every control, and the base last."""
-    return specific.compare(records(data.effects), data.headline_control)
+    return specific.compare(data.effect_records, data.headline_control)
 
 
 def shifts(data: ReportData) -> list[dict[str, Any]]:
