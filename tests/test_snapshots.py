@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from spillover import LoadedModel, RunFolderError, Training, finetune
 from spillover.errors import InputError
 from spillover.experiment import load_experiment
 from spillover.finetune import UNFINISHED, Finetune, plan, read_losses
-from spillover.finetune.memory import GROUP_TOKENS, memory_limit
 from spillover.finetune.snapshots import Snapshot, Snapshots, interval
 
+memory = importlib.import_module("spillover.finetune.memory")  # `spillover.finetune` is a function
 ROWS = load_experiment("old-birds").rows
 TRAINING = Training(rank=2, learning_rate=5e-3, steps=6, batch_size=2, checkpoints=(2,))
 LONGER = TRAINING.model_copy(update={"steps": 9, "rank": 3})
@@ -32,7 +34,7 @@ class Killed(Exception):  # noqa: N818
 
 @pytest.fixture(autouse=True)
 def every_second_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spillover.finetune.memory.interval", lambda *_: 2)
+    monkeypatch.setattr(memory, "interval", lambda *_: 2)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -53,10 +55,9 @@ def unbroken(organism: LoadedModel, tmp_path_factory: pytest.TempPathFactory) ->
 
 def killed_at(place: str, count: int, patch: pytest.MonkeyPatch, after: bool = True) -> None:
     """Break off at the count-th call of a function, before or after it did its work."""
-    import importlib
-
     module, name = place.rsplit(".", 1)
-    work = getattr(importlib.import_module(module), name)
+    owner = importlib.import_module(module)
+    work = getattr(owner, name)
     calls = []
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -68,7 +69,7 @@ def killed_at(place: str, count: int, patch: pytest.MonkeyPatch, after: bool = T
             raise Killed
         return result
 
-    patch.setattr(place, wrapped)
+    patch.setattr(owner, name, wrapped)
 
 
 @pytest.mark.parametrize("step", [1, 3, 6, 8])
@@ -227,7 +228,7 @@ def test_a_write_that_fails_leaves_the_snapshot_before(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("spillover.finetune.snapshots.os.fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="cannot be written"):
         place.write(Snapshot(6, STATE.tensors, STATE.curves))
     found = place.read()
@@ -247,8 +248,8 @@ def test_groups_fit_into_the_memory_given_and_the_same_every_time(organism: Load
     wanted = [Finetune(arm, seed, ROWS[arm]) for arm in ROWS for seed in range(20)]
     training = TRAINING.model_copy(update={"batch_size": 8})
     whole = plan(organism, wanted, training)
-    assert whole.limit == memory_limit(organism.device)
-    assert all(g.shape.tokens <= GROUP_TOKENS for g in whole.groups)
+    assert whole.limit == memory.memory_limit(organism.device)
+    assert all(g.shape.tokens <= memory.GROUP_TOKENS for g in whole.groups)
     room = 60_000_000
     small = plan(organism, wanted, training, whole.base + room)
     assert len(small.groups) > len(whole.groups)

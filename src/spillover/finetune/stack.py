@@ -27,7 +27,7 @@ class Stack:
     """N adapters as rows, their gradients and moments alike.
 
     Args:
-        parameters: of shape (N, …); they become views of the rows, and so do their gradients.
+        parameters: of shape (N, …); they become views of the rows.
         settings: of each adapter.
     """
 
@@ -39,7 +39,9 @@ class Stack:
         self.norms = [training.max_grad_norm for training in settings]
 
     def clip(self) -> None:
-        """Clip each adapter's gradient to its own norm, as if it were trained alone."""
+        """Take the parameters' gradients and clip each adapter's to its own norm."""
+        for slab in self.slabs:
+            slab.collect()
         first = self.slabs[0].grads.device
         squares = [slab.grads.square().sum(1).to(first) for slab in self.slabs]
         norm = torch.stack(squares).sum(0).sqrt()  # (N,)
@@ -48,12 +50,11 @@ class Stack:
             slab.grads.mul_(factor.to(slab.grads.device)[:, None])
 
     def step(self, rates: Sequence[float]) -> None:
-        """One step of AdamW for every adapter at its own rate; the gradients are zero after it."""
+        """One step of AdamW for every adapter at its own rate."""
         for slab in self.slabs:
             for group, rate in zip(slab.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             slab.optimizer.step()
-            slab.grads.zero_()
 
     def state(self) -> dict[str, Float[Tensor, "N P"]]:
         """The rows with their moments; not copies."""
@@ -88,14 +89,27 @@ class _Slab:
     def __init__(self, parameters: Sequence[nn.Parameter], settings: Sequence[Training]) -> None:
         self.values = torch.cat([p.detach().flatten(1) for p in parameters], 1)  # (N, P)
         self.grads, self.first, self.second = (torch.zeros_like(self.values) for _ in range(3))
+        self.parameters = list(parameters)
+        self.places: list[Tensor] = []  # of each parameter's gradient, in its shape
         at = 0
         for parameter in parameters:
             shape = parameter.shape[1:]
             columns = slice(at, at := at + shape.numel())
             parameter.data = self.values[:, columns].view(-1, *shape)
-            parameter.grad = self.grads[:, columns].view(-1, *shape)
+            self.places.append(self.grads[:, columns].view(-1, *shape))
         self.steps = [torch.zeros((), device=self.values.device) for _ in settings]
         self.optimizer = self._optimizer(settings)
+
+    def collect(self) -> None:
+        """Move the parameters' gradients into the rows; those that have none get zeros."""
+        found = [(place, p.grad) for place, p in zip(self.places, self.parameters, strict=True)]
+        given = [(place, grad) for place, grad in found if grad is not None]
+        for place, grad in found:
+            if grad is None:
+                place.zero_()
+        torch._foreach_copy_([place for place, _ in given], [grad for _, grad in given])
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def _optimizer(self, settings: Sequence[Training]) -> torch.optim.Optimizer:
         """PyTorch's AdamW with a group per adapter, on the moments that lie here."""
