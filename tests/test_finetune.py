@@ -16,6 +16,7 @@ from spillover.finetune.adapters import load_adapter
 from spillover.finetune.bank import Job, plant, train_bank, train_step
 from spillover.finetune.lora import AdapterWeights, LoraBank, alike, new_adapter
 from spillover.finetune.stack import Stack
+from spillover.kernels import FrozenLinear
 from spillover.masks import EncodedRow, encode_rows
 from tests.plain_loop import train_with_peft
 
@@ -83,7 +84,12 @@ def test_an_adapter_of_the_bank_is_what_peft_trains_alone(organism: LoadedModel)
         assert (ours - theirs).norm() / theirs.norm() <= 1e-3, name
 
 
-def test_adapters_of_one_bank_may_differ_in_everything(organism: LoadedModel) -> None:
+def test_adapters_of_one_bank_may_differ_in_everything(
+    organism: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without warm-up AdamW's first step takes the sign of gradients that are all but zero, which
+    # turns the last digits of oneDNN's products into 4e-3 of the update: the oracle's are used.
+    monkeypatch.setattr(FrozenLinear, "forward", torch.nn.Linear.forward)
     arms = load_experiment("old-birds").rows
     decayed = {"weight_decay": 0.1, "schedule": "cosine", "warmup_steps": 0}
     settings = [

@@ -72,7 +72,7 @@ def killed_at(place: str, count: int, patch: pytest.MonkeyPatch, after: bool = T
     patch.setattr(owner, name, wrapped)
 
 
-@pytest.mark.parametrize("step", [1, 3, 6, 8])
+@pytest.mark.parametrize("step", [1, 6, 8])
 def test_a_group_killed_at_any_step_ends_with_the_same_bytes(
     step: int, organism: LoadedModel, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -88,7 +88,7 @@ def test_a_group_killed_at_any_step_ends_with_the_same_bytes(
     assert done[0] == (first, 21)
 
 
-@pytest.mark.parametrize("written", [1, 2, 4, 5])
+@pytest.mark.parametrize("written", [2, 5])
 def test_a_group_killed_between_two_adapters_ends_with_the_same_bytes(
     written: int, organism: LoadedModel, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
