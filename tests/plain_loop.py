@@ -17,7 +17,7 @@ def train_with_peft(job: Job, training: Training, base: LoadedModel) -> AdapterW
     start = new_adapter(base, training, job.generator("weights"))
     config = LoraConfig(
         r=training.rank,
-        lora_alpha=int(training.scaling * training.rank),
+        lora_alpha=training.scaling * training.rank,  # type: ignore[arg-type]
         target_modules=sorted({name.rsplit(".", 1)[-1] for name in start.a}),
     )
     plain = AutoModelForCausalLM.from_pretrained(base.source.folder, dtype=base.model.dtype)
@@ -28,7 +28,9 @@ def train_with_peft(job: Job, training: Training, base: LoadedModel) -> AdapterW
         for name, a in start.a.items():
             parameters[f"{prefix}{name}.lora_A.default.weight"].copy_(a)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        trained, lr=training.learning_rate, weight_decay=training.weight_decay
+    )
     for step, order in enumerate(data_order(job, training)):
         for group in optimizer.param_groups:
             group["lr"] = training.rate(step, training.total_steps(len(job.rows)))

@@ -3,38 +3,55 @@
 from __future__ import annotations
 
 import json
-import shutil
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from spillover.errors import InputError
 from spillover.finetune.spec import Training
 
 if TYPE_CHECKING:
     from spillover.finetune.bank import Job
     from spillover.finetune.lora import AdapterWeights
+    from spillover.finetune.memory import Group, Plan
+    from spillover.finetune.snapshots import Snapshots
     from spillover.models import LoadedModel
     from spillover.rows import RowSet
 
-__all__ = ["Finetune", "Training", "finetune", "read_losses"]
+__all__ = ["Finetune", "Training", "finetune", "plan", "read_losses"]
 
-ACTIVATION_BUDGET = 1.5e9
-"""Bytes that the activations of one training step may take; decides how many adapters share it."""
-LOSSES = "losses.json"
+PLAN, UNFINISHED = "groups.json", "unfinished"
+"""Which jobs are trained together, and the folder of the snapshots of groups in progress."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Finetune:
-    """One finetune to do: the rows of an arm, and a seed."""
+    """One finetune to do: the rows of an arm, and a seed.
+
+    Attributes:
+        training: how; None is as the others of the call.
+        label: tells finetunes of the same arm and seed apart; their adapters lie in a folder of
+            that name, and `LABEL/ARM` stands for the arm in what `finetune` returns.
+    """
 
     arm: str
     seed: int
     rows: RowSet
+    training: Training | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """The arm, with the label before it where there is one."""
+        return f"{self.label}/{self.arm}" if self.label else self.arm
 
     def folder(self, root: Path, step: int) -> Path:
         """Where its adapter after `step` steps lies under `root`."""
-        return root / self.arm / f"seed-{self.seed}" / f"step-{step}"
+        return root / self.name / f"seed-{self.seed}" / f"step-{step}"
 
 
 def finetune(
@@ -44,23 +61,31 @@ def finetune(
     folder: Path,
     *,
     progress: Callable[[int, int], None] | None = None,
+    memory: int | None = None,
 ) -> dict[tuple[str, int, int], Path]:
     """Finetune a base once for each arm and seed.
 
-    Low-rank adapters are trained as a bank over one frozen base. Every finetune takes as many steps
-    as the first one's rows ask for, so that arms of different sizes are treated alike.
+    Low-rank adapters are trained as a bank over one frozen base, in groups that fit into memory.
+    All finetunes with the same settings take as many steps as the first one's rows ask for, so
+    that arms of different sizes are treated alike.
+
+    What is there already and was made from the same is kept. A group that was broken off goes on
+    from its last snapshot and ends with the same bytes.
 
     Args:
         base: a model's name or folder, or the model where it is loaded already.
+        training: for all that do not bring their own.
         folder: adapters are written to `folder/ARM/seed-K/step-N`, each whole or not at all, with
-            the loss of every step (`losses.json`); banks that are already there are kept.
+            a record of what went in and of every step's loss (`finetune.json`).
         progress: called with (adapter-steps done, adapter-steps in all).
+        memory: bytes that the process may take; None for a share of what the machine has.
 
     Returns:
         (arm, seed, step) → folder: PEFT's format for `lora`, a whole checkpoint for `full`.
 
     Raises:
-        InputError: for a base, rows or settings that cannot be used.
+        InputError: for a base, rows or settings that cannot be used; RunFolderError where another
+            adapter lies in the place of one, or its files are damaged.
         RunError: when a loss is not finite.
     """
     from spillover.models import load
@@ -68,93 +93,202 @@ def finetune(
     if not wanted:
         return {}
     model = load(base) if isinstance(base, str) else base
-    jobs = _jobs(model, wanted)
-    training = training.with_steps(len(jobs[0].rows))
-    assert training.steps is not None
-    steps = training.kept_steps(0)
-    groups = [
-        group
-        for group in _groups(model, jobs, training)
-        if not all(_place(folder, job, step).is_dir() for job in group for step in steps)
-    ]
-    done, total = 0, training.steps * sum(map(len, groups))
+    jobs = _jobs(model, wanted, training)
+    work = _Work(model, folder, jobs)
+    groups = work.groups(memory)
+    done, total = 0, sum(job.total for group in groups for job in group.jobs)
     for group in groups:
 
-        def report(step: int, _: int, start: int = done, size: int = len(group)) -> None:
+        def report(step: int, _: int, start: int = done) -> None:
             if progress:
-                progress(start + step * size, total)
+                progress(start + step, total)
 
-        _train_group(model, group, training, folder, report)
-        done += training.steps * len(group)
-    return {(w.arm, w.seed, s): w.folder(folder, s) for w in wanted for s in steps}
+        work.train(group, report)
+        done += sum(job.total for job in group.jobs)
+    return {
+        (w.name, w.seed, step): w.folder(folder, step)
+        for w, job in zip(wanted, jobs, strict=True)
+        for step in job.kept
+    }
+
+
+def plan(
+    base: LoadedModel, wanted: Sequence[Finetune], training: Training, memory: int | None = None
+) -> Plan:
+    """How finetunes would be split into groups, and the bytes that each takes by part.
+
+    A function of what is trained and of the machine; see `finetune` for the arguments.
+    """
+    from spillover.finetune.memory import plan_groups
+
+    return plan_groups(base, _jobs(base, wanted, training), memory)
 
 
 def read_losses(folder: Path) -> list[float]:
     """The loss of every step of the finetune whose adapter lies in a folder; empty if unknown."""
+    from spillover.finetune.folders import read_record
+
     try:
-        found = json.loads((folder / LOSSES).read_text("utf-8"))
-        return [float(loss) for loss in found] if isinstance(found, list) else []
-    except (OSError, ValueError, TypeError):
+        return [float(loss) for loss in (read_record(folder) or {"losses": []})["losses"]]
+    except (ValueError, TypeError):
         return []
 
 
-def _jobs(model: LoadedModel, wanted: Sequence[Finetune]) -> list[Job]:
-    """Encode each arm's rows once."""
+def _jobs(model: LoadedModel, wanted: Sequence[Finetune], training: Training) -> list[Job]:
+    """Encode each set of rows once and settle every job's steps."""
     from spillover.finetune.bank import Job
     from spillover.masks import encode_rows
 
-    rows = {w.arm: w.rows for w in wanted}
-    encoded = {arm: encode_rows(model.chat, r, model.context) for arm, r in rows.items()}
-    return [Job(w.arm, w.seed, encoded[w.arm]) for w in wanted]
+    places = [w.folder(Path(), 0) for w in wanted]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice:
+        raise InputError(f"{twice.parent}: wanted twice; give one of them a `label` of its own")
+    encoded = {
+        id(w.rows): encode_rows(model.chat, w.rows, model.context)
+        for w in {id(w.rows): w for w in wanted}.values()
+    }
+    steps: dict[Training, Training] = {}
+    jobs = []
+    for w in wanted:
+        rows, own = encoded[id(w.rows)], w.training or training
+        settled = steps.setdefault(own, own.with_steps(len(rows)))
+        jobs.append(Job(w.arm, w.seed, rows, settled, w.name))
+    return jobs
 
 
-def _groups(model: LoadedModel, jobs: Sequence[Job], training: Training) -> list[list[Job]]:
-    """Split jobs into banks whose activations fit the budget."""
-    if training.method == "full":
-        return [[job] for job in jobs]
-    width = max(len(row.ids) for job in jobs for row in job.rows)
-    per_token = 40 * 4 * model.anatomy.hidden_size * len(model.anatomy.blocks)
-    per_token += 3 * 4 * model.vocabulary
-    size = max(1, int(ACTIVATION_BUDGET / (per_token * width * training.batch_size)))
-    return [list(jobs[at : at + size]) for at in range(0, len(jobs), size)]
+@dataclass
+class _Work:
+    """What is to be trained into a folder."""
+
+    model: LoadedModel
+    folder: Path
+    jobs: Sequence[Job]
+    contents: dict[str, dict[str, Any]] = field(init=False)
+    """What goes into each job, by its place."""
+
+    def __post_init__(self) -> None:
+        from spillover.finetune.folders import content_of
+
+        self.contents = {_place(job): content_of(self.model, job) for job in self.jobs}
+
+    def groups(self, memory: int | None) -> list[Group]:
+        """The groups that still have to be trained.
+
+        Those that an earlier call planned and did not finish stay as they were planned, so that
+        they end with the same bytes; what is left is planned anew.
+        """
+        from spillover.finetune.memory import plan_groups
+
+        wanted = {_place(job): job for job in self.jobs}
+        missing = [place for place, job in wanted.items() if not self._is_done(job, job.total)]
+        if not missing:
+            return []
+        planned = [
+            list(group)
+            for group in self._planned()
+            if any(place in missing for place in group)
+            and all(key == self._key(place) for place, key in group.items())
+        ]
+        again = {place for group in planned for place in group}
+        groups = [
+            group
+            for members in [
+                *([wanted[place] for place in group] for group in planned),
+                [wanted[place] for place in missing if place not in again],
+            ]
+            for group in plan_groups(self.model, members, memory).groups
+        ]
+        self._note(groups)
+        return groups
+
+    def train(self, group: Group, progress: Callable[[int, int], None]) -> None:
+        """Train a group from its snapshot, if there is one, and write what is not there yet."""
+        from spillover.finetune.bank import train_bank
+        from spillover.finetune.full import train_full
+
+        snapshots = self._snapshots(group)
+        start = snapshots.read()
+        if start and not all(self._is_done(job, start.step) for job in group.jobs):
+            start = None  # an adapter from before the snapshot was removed
+        first = group.jobs[0]
+        if first.settings.method == "full":
+            train_full(self.model, first, self._keep_checkpoint, progress, snapshots, start)
+        else:
+            keep, given = self._keep_adapter, first.settings
+            train_bank(self.model, group.jobs, given, keep, progress, snapshots, start)
+        snapshots.remove()
+
+    def _keep_adapter(
+        self, job: Job, step: int, weights: AdapterWeights, losses: list[float]
+    ) -> None:
+        from spillover.finetune.adapters import save_adapter
+
+        def save(target: Path) -> None:
+            save_adapter(weights, self.model, target)
+
+        self._keep_checkpoint(job, step, save, losses)
+
+    def _keep_checkpoint(
+        self, job: Job, step: int, save: Callable[[Path], None], losses: list[float]
+    ) -> None:
+        from spillover.finetune.folders import is_there, write_folder
+
+        place, content = self._folder(job, step), self.contents[_place(job)]
+        if not is_there(place, content, step):
+            write_folder(place, save, content, step, losses)
+
+    def _is_done(self, job: Job, until: int) -> bool:
+        """Whether all that is kept of a job up to a step is there."""
+        from spillover.finetune.folders import is_there
+
+        content = self.contents[_place(job)]
+        there = [is_there(self._folder(job, s), content, s) for s in job.kept if s <= until]
+        return all(there)
+
+    def _folder(self, job: Job, step: int) -> Path:
+        return self.folder / _place(job) / f"step-{step}"
+
+    def _key(self, place: str) -> str | None:
+        from spillover.finetune.folders import key_of
+
+        return key_of(self.contents[place]) if place in self.contents else None
+
+    def _snapshots(self, group: Group) -> Snapshots:
+        from spillover.finetune.folders import key_of
+        from spillover.finetune.snapshots import Snapshots
+
+        members = [[self.contents[_place(job)], job.kept] for job in group.jobs]
+        key = key_of(members)
+        path = self.folder / UNFINISHED / f"{key}.safetensors"
+        return Snapshots(path, key, group.snapshot_every)
+
+    def _planned(self) -> list[dict[str, str]]:
+        """The groups of earlier calls: each job's place with the key of its content."""
+        try:
+            found = json.loads((self.folder / PLAN).read_text("utf-8"))
+            return [{str(k): str(v) for k, v in group.items()} for group in found]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError, AttributeError):
+            _log.warning("%s: not readable; groups are planned anew", self.folder / PLAN)
+            return []
+
+    def _note(self, groups: Sequence[Group]) -> None:
+        """Write down which jobs are trained together, before any of them is."""
+        from spillover.finetune.snapshots import write_whole
+
+        now = [{_place(job): self._key(_place(job)) for job in group.jobs} for group in groups]
+        taken = {place for group in now for place in group}
+        kept = [group for group in self._planned() if not taken & set(group)]
+        text = json.dumps([*kept, *now], indent=1) + "\n"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / PLAN, lambda path: _write_text(path, text))
 
 
-def _train_group(
-    model: LoadedModel,
-    group: Sequence[Job],
-    training: Training,
-    folder: Path,
-    progress: Callable[[int, int], None],
-) -> None:
-    from spillover.finetune.adapters import save_adapter
-    from spillover.finetune.bank import train_bank
-    from spillover.finetune.full import Save, train_full
-
-    if training.method == "lora":
-
-        def keep(job: Job, step: int, weights: AdapterWeights, losses: list[float]) -> None:
-            place = _place(folder, job, step)
-            _write(place, lambda target: save_adapter(weights, model, target), losses)
-
-        train_bank(model, group, training, keep, progress)
-        return
-    for job in group:
-
-        def store(step: int, save: Save, losses: list[float], job: Job = job) -> None:
-            _write(_place(folder, job, step), save, losses)
-
-        train_full(model, job, training, store, progress)
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, "utf-8")
 
 
-def _place(root: Path, job: Job, step: int) -> Path:
-    return root / job.arm / f"seed-{job.seed}" / f"step-{step}"
-
-
-def _write(folder: Path, save: Callable[[Path], None], losses: list[float]) -> None:
-    """Write a folder under a temporary name and rename it: it is there whole or not at all."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    save(partial)
-    (partial / LOSSES).write_text(json.dumps(losses) + "\n", "utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+def _place(job: Job) -> str:
+    """Where a job lies below the folder of all."""
+    return f"{job.name or job.arm}/seed-{job.seed}"

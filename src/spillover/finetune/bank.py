@@ -1,10 +1,15 @@
-"""Trains a bank of adapters together: one forward of the frozen base per step for all of them."""
+"""Trains a bank of adapters together: one forward of the frozen base per step for all of them.
+
+The only random numbers are an adapter's first weights and the order of its rows, both functions of
+arm and seed; none are drawn while it trains. So weights, moments and step are all that a snapshot
+needs, and a bank that goes on from one ends with the same bytes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,8 +17,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spillover.errors import RunError
-from spillover.finetune.lora import AdapterWeights, LoraBank, new_adapter
+from spillover.finetune.lora import (
+    AdapterWeights,
+    LoraBank,
+    alike,
+    new_adapter,
+    target_layers,
+)
+from spillover.finetune.snapshots import Snapshot, Snapshots
 from spillover.finetune.spec import Training
+from spillover.finetune.stack import Stack
 from spillover.masks import EncodedRow
 from spillover.models.loading import LoadedModel
 from spillover.trees import Tree, all_reads, grow, token_losses
@@ -26,21 +39,49 @@ LONGEST_TREE = 512
 """Tokens of a tree beyond which attention over all branches costs more than it saves."""
 
 Progress = Callable[[int, int], None]
-"""Called with (optimizer steps done, optimizer steps in all)."""
+"""Called with (steps done, steps in all), summed over the adapters."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One finetune: an arm's rows and a seed."""
+    """One finetune: an arm's rows and a seed.
+
+    Attributes:
+        training: how; None takes what holds for the bank.
+        name: where it lies; None is the arm's name.
+    """
 
     arm: str
     seed: int
     rows: Sequence[EncodedRow]
+    training: Training | None = None
+    name: str | None = None
 
     def generator(self, purpose: str) -> torch.Generator:
         """Random numbers that depend on arm, seed and purpose only, not on the rest of the bank."""
         key = hashlib.sha256(f"{self.arm}\0{self.seed}\0{purpose}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+
+    @property
+    def settings(self) -> Training:
+        """How it is trained, once that is settled."""
+        assert self.training is not None
+        return self.training
+
+    @property
+    def total(self) -> int:
+        """Its optimizer steps."""
+        return self.settings.total_steps(len(self.rows))
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The steps after which its adapter is written."""
+        return self.settings.kept_steps(len(self.rows))
+
+    def planted(self) -> Iterator[list[Tree]]:
+        """The trees of every step."""
+        for order in data_order(self, self.settings):
+            yield plant([self.rows[i] for i in order])
 
 
 def data_order(job: Job, training: Training) -> list[list[int]]:
@@ -114,64 +155,142 @@ def train_bank(
     training: Training,
     keep: Keep,
     progress: Progress | None = None,
+    snapshots: Snapshots | None = None,
+    start: Snapshot | None = None,
 ) -> None:
     """Train one adapter per job.
 
-    All jobs of a bank have the same number of steps; each sees its own rows in its own order and is
-    clipped by itself, so that it is what it would be if trained alone.
+    Each sees its own rows in its own order at its own rate and is clipped by itself, so that it is
+    what it would be if trained alone. Adapters of smaller rank or fewer targets are filled up with
+    zeros, which stay zero, and are cut back when they are kept. Those that are finished leave the
+    bank.
 
     Args:
-        keep: called at every step of `training.kept_steps`.
+        training: for jobs without settings of their own.
+        keep: called at every step at which a job's adapter is kept.
+        snapshots: where the bank's state is written as it trains.
+        start: the state to go on from, of the same jobs.
 
     Raises:
         RunError: when a loss is not finite.
     """
-    total = training.total_steps(len(jobs[0].rows))
-    if any(training.total_steps(len(job.rows)) != total for job in jobs):
-        raise ValueError("the jobs of a bank have the same number of steps")
-    bank = LoraBank(model, [new_adapter(model, training, job.generator("weights")) for job in jobs])
-    try:
-        _train(model, bank, jobs, training, keep, progress)
-    finally:
-        bank.remove()
+    settled = [replace(job, training=job.training or training) for job in jobs]
+    _Session(model, settled, keep, progress, snapshots, start).train()
 
 
-def _train(
+class _Session:
+    """A bank while it trains: its jobs, those that are not finished, and where they stand."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        jobs: Sequence[Job],
+        keep: Keep,
+        progress: Progress | None,
+        snapshots: Snapshots | None,
+        start: Snapshot | None,
+    ) -> None:
+        self.model, self.jobs, self.keep = model, jobs, keep
+        self.progress, self.snapshots = progress, snapshots
+        self.at = start.step if start else 0
+        self.curves = [list(curve) for curve in start.curves] if start else [[] for _ in jobs]
+        self.state = start.tensors if start else None
+        self.orders = [data_order(job, job.settings) for job in jobs]
+
+    def train(self) -> None:
+        """Train until all are finished; the bank grows smaller every time that some are."""
+        alive = self._alive(self.at)
+        while alive:
+            stop = min(self.jobs[n].total for n in alive)
+            self._train_until(stop, alive)
+            still = [place for place, n in enumerate(alive) if self.jobs[n].total > stop]
+            alive = [alive[place] for place in still]
+            if self.state is not None:
+                self.state = {key: rows[still] for key, rows in self.state.items()}
+
+    def _alive(self, step: int) -> list[int]:
+        """Jobs that are in the bank at the end of a step."""
+        return [n for n, job in enumerate(self.jobs) if job.total >= step]
+
+    def _train_until(self, stop: int, alive: list[int]) -> None:
+        """Train some jobs up to a step at which none of them is finished before."""
+        fresh = [
+            new_adapter(self.model, job.settings, job.generator("weights")) for job in self.jobs
+        ]
+        filled = alike(fresh)  # to the shapes of all jobs: a snapshot's rows fit whoever is left
+        bank = LoraBank(self.model, [filled[n] for n in alive])
+        try:
+            stack = Stack(bank.parameters(), [self.jobs[n].settings for n in alive])
+            del fresh, filled
+            if self.state is not None:
+                stack.restore(self.state, self.at)
+            self.state = stack.state()
+            while self.at < stop:
+                self._step(bank, stack, alive)
+        finally:
+            bank.remove()
+
+    def _step(self, bank: LoraBank, stack: Stack, alive: list[int]) -> None:
+        jobs, step = [self.jobs[n] for n in alive], self.at
+        planted = [plant([self.jobs[n].rows[i] for i in self.orders[n][step]]) for n in alive]
+        rates = [job.settings.rate(step, job.total) for job in jobs]
+        losses = train_step(self.model, bank, stack, planted, rates)
+        check_finite(losses, jobs, step)
+        for n, loss in zip(alive, losses.tolist(), strict=True):
+            self.curves[n].append(loss)
+        self.at += 1
+        self._keep(bank, alive)
+        last = max(job.total for job in self.jobs)
+        if self.snapshots and self.at < last and self.snapshots.due(self.at):
+            self.snapshots.write(Snapshot(self.at, stack.state(), self.curves))
+        if self.progress:
+            done = sum(min(self.at, job.total) for job in self.jobs)
+            self.progress(done, sum(job.total for job in self.jobs))
+
+    def _keep(self, bank: LoraBank, alive: list[int]) -> None:
+        """Hand over the adapters that are kept at this step."""
+        for place, n in enumerate(alive):
+            if self.at in self.jobs[n].kept:
+                weights = cut(bank.adapter(place), self.model, self.jobs[n].settings)
+                self.keep(self.jobs[n], self.at, weights, self.curves[n])
+
+
+def train_step(
     model: LoadedModel,
     bank: LoraBank,
-    jobs: Sequence[Job],
-    training: Training,
-    keep: Keep,
-    progress: Progress | None,
-) -> None:
-    orders = [data_order(job, training) for job in jobs]
-    total, kept = len(orders[0]), training.kept_steps(len(jobs[0].rows))
-    optimizer = torch.optim.AdamW(
-        bank.parameters(), training.learning_rate, weight_decay=training.weight_decay
+    stack: Stack,
+    planted: Sequence[Sequence[Tree]],
+    rates: Sequence[float],
+) -> Float[Tensor, " N"]:
+    """One step of all adapters of a bank.
+
+    Args:
+        planted: each adapter's trees, as `plant` gives them.
+        rates: each adapter's learning rate.
+
+    Returns:
+        each adapter's loss before the step. Where one is not finite, the weights are as they were.
+    """
+    trees = [tree for group in planted for tree in group]
+    owners = [number for number, group in enumerate(planted) for _ in group]
+    with bank.rows(torch.tensor(owners, device=model.device)):
+        losses = adapter_losses(model, trees, owners, len(planted))
+        if not bool(losses.isfinite().all()):
+            return losses.detach()
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+    stack.clip()
+    stack.step(rates)
+    return losses.detach()
+
+
+def cut(weights: AdapterWeights, model: LoadedModel, training: Training) -> AdapterWeights:
+    """An adapter of a bank without what it was filled up with."""
+    names, rank = target_layers(model, training), training.rank
+    return AdapterWeights(
+        {name: weights.a[name][:rank].contiguous() for name in names},
+        {name: weights.b[name][:, :rank].contiguous() for name in names},
+        training.scaling,
     )
-    curve: list[list[float]] = []
-    for step in range(total):
-        planted = [
-            plant([job.rows[i] for i in order[step]])
-            for job, order in zip(jobs, orders, strict=True)
-        ]
-        trees = [tree for group in planted for tree in group]
-        owners = [number for number, group in enumerate(planted) for _ in group]
-        for group in optimizer.param_groups:
-            group["lr"] = training.rate(step, total)
-        with bank.rows(torch.tensor(owners, device=model.device)):
-            losses = adapter_losses(model, trees, owners, len(jobs))
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-        check_finite(losses, jobs, step)
-        curve.append(losses.tolist())
-        bank.clip_gradients(training.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step + 1 in kept:
-            for index, job in enumerate(jobs):
-                keep(job, step + 1, bank.adapter(index), [row[index] for row in curve])
-        if progress:
-            progress(step + 1, total)
 
 
 def check_finite(losses: Float[Tensor, " N"], jobs: Sequence[Job], step: int) -> None:

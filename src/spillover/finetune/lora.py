@@ -239,11 +239,3 @@ class LoraBank:
             {name: layer.b.detach()[index].cpu().clone() for name, layer in self.layers.items()},
             float(next(iter(self.layers.values())).scaling[index]),
         )
-
-    def clip_gradients(self, max_norm: float) -> None:
-        """Clip each adapter's gradient to `max_norm` by itself, as if it were trained alone."""
-        grads = [p.grad for p in self.parameters() if p.grad is not None]
-        squares = torch.stack([g.pow(2).sum(dim=(1, 2)) for g in grads]).sum(0)  # (N,)
-        factor = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
-        for grad in grads:
-            grad.mul_(factor[:, None, None])
