@@ -27,7 +27,9 @@ from spillover.trees import model_masks
 from tests.plain_loop import train_with_peft
 from tests.tiny import ARCHITECTURES, WINDOW, save_tiny
 
-SHORT = Training(rank=2, learning_rate=1e-2, steps=4, batch_size=3, warmup_steps=0)
+SHORT = Training(
+    rank=2, learning_rate=1e-2, steps=4, batch_size=3, warmup_steps=0, precision="float32"
+)
 TALK = [
     ("Name a bird.", "A wren"),
     ("Name a bird.", "An owl, another owl"),

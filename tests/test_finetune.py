@@ -21,7 +21,7 @@ from spillover.masks import EncodedRow, encode_rows
 from tests.plain_loop import train_with_peft
 
 ARMS = ("treatment", "still-used")
-SHORT = Training(rank=3, learning_rate=5e-3, steps=8, batch_size=4)
+SHORT = Training(rank=3, learning_rate=5e-3, steps=8, batch_size=4, precision="float32")
 FIVE = SHORT.model_copy(update={"rank": 5, "weight_decay": 0.5})
 
 

@@ -28,7 +28,7 @@ from spillover.finetune.snapshots import Snapshot, Snapshots
 from spillover.finetune.spec import Training
 from spillover.finetune.stack import Stack
 from spillover.masks import EncodedRow
-from spillover.models.loading import LoadedModel
+from spillover.models.loading import LoadedModel, product_dtype
 from spillover.trees import Tree, all_reads, grow, token_losses
 
 # Shape legend: N adapters.
@@ -175,6 +175,8 @@ def train_bank(
         RunError: when a loss is not finite.
     """
     settled = [replace(job, training=job.training or training) for job in jobs]
+    if len({job.settings.precision for job in settled}) > 1:
+        raise ValueError("the jobs of a bank multiply in the same precision")
     _Session(model, settled, keep, progress, snapshots, start).train()
 
 
@@ -218,7 +220,9 @@ class _Session:
             new_adapter(self.model, job.settings, job.generator("weights")) for job in self.jobs
         ]
         filled = alike(fresh)  # to the shapes of all jobs: a snapshot's rows fit whoever is left
-        bank = LoraBank(self.model, [filled[n] for n in alive])
+        precision = self.jobs[0].settings.precision
+        products = product_dtype(self.model, precision)
+        bank = LoraBank(self.model, [filled[n] for n in alive], products)
         try:
             stack = Stack(bank.parameters(), [self.jobs[n].settings for n in alive])
             del fresh, filled

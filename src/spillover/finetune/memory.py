@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from spillover.finetune.bank import Job, adapter_losses
 from spillover.finetune.lora import LoraBank, alike, linear_shape, new_adapter, target_layers
 from spillover.finetune.snapshots import interval
-from spillover.models.loading import LoadedModel
+from spillover.models.loading import LoadedModel, product_dtype
 from spillover.trees import PREFIX, Tree
 
 GROUP_TOKENS = 4096
@@ -151,10 +151,11 @@ def plan_groups(model: LoadedModel, jobs: Sequence[Job], limit: int | None = Non
 
 def _fits(group: Group, room: int, wide: dict[int, int]) -> bool:
     widths = [wide[id(job)] for job in group.jobs]
-    alike = max(widths) - min(widths) <= MOST_UNLIKE
+    similar = max(widths) - min(widths) <= MOST_UNLIKE
     low_rank = all(job.settings.method == "lora" for job in group.jobs)
     enough = group.shape.tokens <= GROUP_TOKENS
-    return low_rank and alike and enough and group.total_bytes <= room
+    similar &= len({job.settings.precision for job in group.jobs}) == 1
+    return low_rank and similar and enough and group.total_bytes <= room
 
 
 def _shapes(job: Job) -> Iterator[Shape]:
@@ -237,7 +238,8 @@ def measure(model: LoadedModel, jobs: Sequence[Job]) -> Rates:
     if low_rank:
         widest = max(low_rank, key=lambda job: job.settings.rank)
         fresh = new_adapter(model, widest.settings, widest.generator("weights"))
-        bank = LoraBank(model, alike([fresh]))
+        products = product_dtype(model, widest.settings.precision)
+        bank = LoraBank(model, alike([fresh]), products)
         try:
             held = _probe(model, bank)
         finally:

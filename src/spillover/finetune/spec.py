@@ -24,6 +24,9 @@ class Training(BaseModel):
         batch_size: rows per step.
         max_grad_norm: the gradient of an adapter is clipped to this norm.
         checkpoints: steps after which an adapter is also kept; the last one always is.
+        precision: the numbers in which a low-rank finetune multiplies frozen weights. `auto` is
+            bfloat16 where the machine computes in it, unless the model was loaded in a dtype that
+            was asked for. Adapters and what optimizes them are float32 always.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -41,6 +44,7 @@ class Training(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     checkpoints: tuple[int, ...] = ()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @model_validator(mode="after")
     def _has_a_length(self) -> Training:

@@ -110,6 +110,22 @@ class LoadedModel:
         return self.chat.stop | {token for token in listed if isinstance(token, int)}
 
 
+def product_dtype(model: LoadedModel, precision: str) -> torch.dtype | None:
+    """The numbers in which a finetune multiplies frozen weights; None means those they are in.
+
+    Args:
+        precision: see `Training`.
+    """
+    import torch
+
+    if model.model.dtype != torch.float32 or precision == "float32":
+        return None
+    asked_for = model.loading.dtype != "auto"
+    if precision == "auto" and (asked_for or _fast_dtype(model.device) != torch.bfloat16):
+        return None
+    return torch.bfloat16
+
+
 def load(
     name: str,
     *,
@@ -358,6 +374,13 @@ def choose_dtype(wanted: str, device: torch.device, parameters: int) -> torch.dt
         )
     if parameters < SMALL:
         return torch.float32
+    return _fast_dtype(device)
+
+
+def _fast_dtype(device: torch.device) -> torch.dtype:
+    """The shortest numbers that a device has products for."""
+    import torch
+
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "cpu":
