@@ -148,7 +148,7 @@ def test_the_attention_of_a_loaded_model_takes_tree_masks(
     name: str, models: dict[str, LoadedModel]
 ) -> None:
     used = models[name].model.config._attn_implementation
-    assert used == ("eager" if name in ("gemma2", "gpt_oss") else "sdpa")
+    assert used == ("eager" if name in ("gemma2", "gpt_oss") else "spillover")
 
 
 @pytest.mark.parametrize("name", [n for n, a in ARCHITECTURES.items() if a.windowed])

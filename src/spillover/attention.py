@@ -202,6 +202,8 @@ class TreeAttention:
         if self.branched:
             shape = (len(self.branched), self.branches, self.width)
             q, k, v = (_split(t[cut:], 0, shape) for t in (q, k, v))
+            at = torch.tensor(self.branched, device=q.device)
+            k_prefix, v_prefix = (t.index_select(0, at) for t in (k_prefix, v_prefix))
             out.append(self._branches(q, k, v, k_prefix, v_prefix, scale))
         flat = torch.cat([part.reshape(-1, heads * value.shape[-1]) for part in out])
         moved = _move(flat, self.slots, self.tokens, rows * length)
@@ -224,9 +226,6 @@ class TreeAttention:
         scale: float,
     ) -> Float[Tensor, "T R W H D"]:
         trees, branches, width, heads, _ = q.shape
-        if len(self.branched) < self.trees:
-            at = torch.tensor(self.branched, device=q.device)
-            k_prefix, v_prefix = k_prefix.index_select(0, at), v_prefix.index_select(0, at)
         kinds = k.shape[3]
         queries = _split(q, 3, (kinds, -1)).permute(0, 3, 1, 4, 2, 5) * scale  # T K R G W D
         rows = queries.flatten(2, 4)  # T K (R G W) D
