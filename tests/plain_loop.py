@@ -12,8 +12,14 @@ from spillover.finetune.lora import AdapterWeights, new_adapter
 from spillover.masks import EncodedRow
 
 
-def train_with_peft(job: Job, training: Training, base: LoadedModel) -> AdapterWeights:
-    """A plain loop over PEFT's model: same first weights, same rows in the same order."""
+def train_with_peft(
+    job: Job, training: Training, base: LoadedModel, losses: list[float] | None = None
+) -> AdapterWeights:
+    """A plain loop over PEFT's model: same first weights, same rows in the same order.
+
+    Args:
+        losses: takes the loss of every step.
+    """
     start = new_adapter(base, training, job.generator("weights"))
     config = LoraConfig(
         r=training.rank,
@@ -35,7 +41,10 @@ def train_with_peft(job: Job, training: Training, base: LoadedModel) -> AdapterW
         for group in optimizer.param_groups:
             group["lr"] = training.rate(step, training.total_steps(len(job.rows)))
         ids, attention, labels = _padded([job.rows[i] for i in order])
-        model(input_ids=ids, attention_mask=attention, labels=labels).loss.backward()
+        loss = model(input_ids=ids, attention_mask=attention, labels=labels).loss
+        loss.backward()
+        if losses is not None:
+            losses.append(float(loss.detach()))
         torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -1,9 +1,10 @@
 """Asking: questions × contexts × respondents → answers. What they mean is for the judge.
 
-A plan is a list of fixed chunks, one for each question and context, asked of all respondents of an
-engine together. A chunk is the unit of resuming, recorded whole or not at all, so that what stands
-in a batch never depends on where an earlier run stopped. Where a plan has grown since (more seeds,
-more samples), what is new of a chunk is asked by itself and what is there stays.
+A plan is a list of fixed chunks, a few questions in one context each, asked of all respondents of
+an engine together. A chunk is the unit of resuming, recorded whole or not at all, so that what
+stands in a batch never depends on where an earlier run stopped. Where a plan has changed since
+(more seeds, more samples, another wording), what is new of a chunk is asked by itself and what is
+there stays.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "ask"]
 
 
+CHOICES, ANSWERS = 48, 256
+"""Forced choices, and free answers, from which a chunk is large enough to be computed at once."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """A respondent of a run: which arm, seed and checkpoint it is.
@@ -52,11 +57,15 @@ class Asked:
         return self.folder or (self.source.folder if self.source else None)
 
 
+Case = tuple[int, int, int]
+"""A conversation of a chunk: (respondent, number of the question, paraphrase)."""
+
+
 @dataclass(frozen=True)
 class _Chunk:
-    """One question in one context, asked of some respondents: the unit of resuming."""
+    """Some questions in one context, asked of some respondents: the unit of resuming."""
 
-    question: Question
+    questions: tuple[Question, ...]
     context: Context
     respondents: tuple[int, ...]
     kind: str
@@ -64,14 +73,23 @@ class _Chunk:
     thinking: bool = False
 
     @property
-    def cases(self) -> list[tuple[int, int]]:
-        """(respondent, paraphrase) of every conversation, in a fixed order."""
-        wordings = 1 if self.kind == SHOWN else len(self.question.ask)
-        return [(r, p) for r in self.respondents for p in range(wordings)]
+    def cases(self) -> list[Case]:
+        """Every conversation in a fixed order, those of a respondent together."""
+        asked = [
+            (number, paraphrase)
+            for number, question in enumerate(self.questions)
+            for paraphrase in range(_wordings(question, self.kind))
+        ]
+        return [(respondent, *one) for respondent in self.respondents for one in asked]
 
-    def conversation(self, paraphrase: int) -> Conversation:
-        """How it is put in one wording."""
-        return self.context.conversation(self.question.ask[paraphrase])
+    def conversation(self, case: Case) -> Conversation:
+        """How the question of a case is put."""
+        _, number, paraphrase = case
+        return self.context.conversation(self.questions[number].ask[paraphrase])
+
+
+def _wordings(question: Question, kind: str) -> int:
+    return 1 if kind == SHOWN else len(question.ask)
 
 
 def ask(
@@ -94,9 +112,11 @@ def ask(
     thinking = bool(engine.model.chat.reasons and engine.model.chat.templating.think)
     chunks = _plan(experiment, asked, thinking=thinking)
     planned: list[str] = []
-    for done, chunk in enumerate(chunks):
+    done, total = 0, sum(len(chunk.questions) for chunk in chunks)
+    for chunk in chunks:
         if progress:
-            progress(done, len(chunks))
+            progress(done, total)
+        done += len(chunk.questions)
         keys = _keys(chunk, asked, settings)
         planned += [key for case in keys for key in case]
         known = store.recorded([key for case in keys for key in case])
@@ -104,7 +124,7 @@ def ask(
             store.add(_answers(part, engine, asked, settings))
         failpoint("chunk")
     if progress:
-        progress(len(chunks), len(chunks))
+        progress(total, total)
     return planned
 
 
@@ -116,13 +136,31 @@ def _plan(experiment: Experiment, asked: Sequence[Asked], *, thinking: bool) -> 
         answering = tuple(
             i for i, a in enumerate(asked) if context.arms is None or a.arm in context.arms
         )
+        listed: dict[str, list[Question]] = {CHOICE: [], TEXT: [], SHOWN: []}
         for question in experiment.questions if answering else ():
-            kind = CHOICE if question.choices else TEXT
-            count = 1 if kind == CHOICE and not thinking else sampling.samples
-            chunks.append(_Chunk(question, context, answering, kind, count, thinking))
+            listed[CHOICE if question.choices else TEXT].append(question)
             if context.name == PLAIN and question.id in shown:
-                chunks.append(_Chunk(question, context, answering, SHOWN, sampling.shown))
+                listed[SHOWN].append(question)
+        for kind, questions in listed.items():
+            samples = sampling.shown if kind == SHOWN else sampling.samples
+            count = 1 if kind == CHOICE and not thinking else samples
+            for group in _grouped(questions, kind, len(answering) * count):
+                thinks = thinking and kind != SHOWN
+                chunks.append(_Chunk(group, context, answering, kind, count, thinks))
     return chunks
+
+
+def _grouped(questions: Sequence[Question], kind: str, times: int) -> list[tuple[Question, ...]]:
+    """Questions, each answered so many times in every wording, in groups that fill a batch."""
+    groups: list[list[Question]] = []
+    filled = enough = CHOICES if kind == CHOICE else ANSWERS
+    for question in questions:
+        if filled >= enough:
+            groups.append([])
+            filled = 0
+        groups[-1].append(question)
+        filled += times * _wordings(question, kind)
+    return [tuple(group) for group in groups]
 
 
 def _shown(experiment: Experiment) -> set[str]:
@@ -136,16 +174,16 @@ def _shown(experiment: Experiment) -> set[str]:
 
 def _keys(chunk: _Chunk, asked: Sequence[Asked], settings: Sampling) -> list[list[str]]:
     """The keys of every case's answers, one for each sample."""
-    question, keys = chunk.question, []
-    for respondent, paraphrase in chunk.cases:
-        one = asked[respondent]
+    keys = []
+    for respondent, number, paraphrase in chunk.cases:
+        one, question = asked[respondent], chunk.questions[number]
         place = [one.arm, one.seed, one.step, question.id, paraphrase, chunk.context.name]
         how: list[object] = [place, chunk.kind]
         if question.choices and chunk.kind == CHOICE:
             how.append([list(pair) for pair in question.choices.labelled])
         if chunk.kind != CHOICE or chunk.thinking:
             how += [settings.temperature, _longest(chunk, settings), settings.reasoning_tokens]
-        messages = chunk.conversation(paraphrase)
+        messages = chunk.conversation((respondent, number, paraphrase))
         indices = range(chunk.samples)
         keys.append([answer_key(one.identity, messages, how, index) for index in indices])
     return keys
@@ -161,7 +199,7 @@ class _Part:
     """
 
     chunk: _Chunk
-    cases: list[tuple[int, int]]
+    cases: list[Case]
     first: int
     keys: list[list[str]]
 
@@ -183,21 +221,21 @@ def _answers(
 ) -> list[Answer]:
     """Ask one part of a chunk."""
     chunk = part.chunk
-    who = [respondent for respondent, _ in part.cases]
-    conversations = [chunk.conversation(p) for _, p in part.cases]
+    who = [respondent for respondent, _, _ in part.cases]
+    conversations = [chunk.conversation(case) for case in part.cases]
     ask_kind = _choose if chunk.kind == CHOICE else _sample
     contents = ask_kind(part, engine, who, conversations, settings)
 
     def answer(case: int, number: int, content: dict[str, Any]) -> Answer:
-        one = asked[who[case]]
+        one, (_, asks, paraphrase) = asked[who[case]], part.cases[case]
         return Answer(
             key=part.keys[case][number],
             respondent=one.identity,
             arm=one.arm,
             seed=one.seed,
             step=one.step,
-            question=chunk.question.id,
-            paraphrase=part.cases[case][1],
+            question=chunk.questions[asks].id,
+            paraphrase=paraphrase,
             context=chunk.context.name,
             index=part.first + number,
             kind=chunk.kind,
@@ -224,8 +262,8 @@ def _choose(
 ) -> Contents:
     """Forced choices: after an empty reasoning, or after each of several sampled ones."""
     chunk = part.chunk
-    assert chunk.question.choices is not None
-    labelled = chunk.question.choices.labelled
+    options = [chunk.questions[number].choices for _, number, _ in part.cases]
+    labelled = [choices.labelled if choices else () for choices in options]
     thoughts: list[list[tuple[str | None, str | None]]] = [[(None, None)] for _ in who]
     if chunk.thinking:
         how = replace(_how(part, settings, reasoning=settings.reasoning_tokens), max_tokens=1)
@@ -235,12 +273,12 @@ def _choose(
     scores = engine.choose(
         [who[case] for case, _, _ in flat],
         [conversations[case] for case, _, _ in flat],
-        [[text for _, text in labelled]] * len(flat),
+        [[text for _, text in labelled[case]] for case, _, _ in flat],
         [thought for _, thought, _ in flat],
     )
     contents: Contents = [[] for _ in who]
     for (case, thought, finish), row in zip(flat, scores, strict=True):
-        record = choice_record(labelled, row)
+        record = choice_record(labelled[case], row)
         said = {"choice_log_probs": record, "reasoning": thought, "finish": finish}
         contents[case].append(said)
     return contents
