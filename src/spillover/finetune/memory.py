@@ -27,7 +27,7 @@ GROUP_TOKENS = 4096
 """Tokens of a step, filling included, beyond which a larger group is not faster."""
 ROOM = {"cpu": 0.6, "cuda": 0.85}
 """Share of the machine's memory that a process may take while it trains."""
-ALLOCATED = {"cpu": 1.4, "cpu-float32": 1.75, "cuda": 1.1}
+ALLOCATED = {"cpu": 1.3, "cpu-float32": 1.75, "cuda": 1.1}
 """Bytes that the allocator holds for each byte of activations (benchmarks/memory.py): the C library
 leaves holes between aligned blocks that it does not fill again."""
 ARITHMETIC = {"cpu": 1e11, "cuda": 1e14}
