@@ -172,7 +172,8 @@ def grade_answers(answers: pd.DataFrame, experiment: Experiment) -> pd.DataFrame
 
     asked = sorted(experiment.questions, key=lambda question: question.id)
     named = pd.Categorical(answers["question"], categories=[question.id for question in asked])
-    rows = np.flatnonzero((named.codes >= 0) & (answers["kind"] != SHOWN).to_numpy())
+    is_graded = (named.codes >= 0) & (answers["kind"] != SHOWN).to_numpy()
+    rows = np.flatnonzero(is_graded)
     numbers = named.codes[rows].astype(np.int64)  # which of `asked` every row is about
     grades = answers[["arm", "seed", "step", "paraphrase", "context", "index", "kind"]].take(rows)
     grades = grades.astype(dict.fromkeys(("arm", "context", "kind"), "category"))
@@ -186,10 +187,9 @@ def grade_answers(answers: pd.DataFrame, experiment: Experiment) -> pd.DataFrame
     outcomes, labels = np.full(len(rows), SCORED, object), np.full(len(rows), None, object)
     for number, question in enumerate(asked):
         if question.judge:
-            mine = np.flatnonzero(numbers == number)
-            texts = answers[["text", "finish"]].take(rows[mine])
-            found = _grade_texts(texts, question.judge)
-            outcomes[mine], labels[mine] = [g.grade for g in found], [g.label for g in found]
+            mine, at = is_graded & (named.codes == number), numbers == number
+            found = _grade_texts(answers["text"][mine], answers["finish"][mine], question.judge)
+            outcomes[at], labels[at] = [g.grade for g in found], [g.label for g in found]
     grades["grade"], grades["label"] = _categories(outcomes), _categories(labels)
     judged = np.where(pd.isna(labels), np.nan, labels == "trait")
     return grades.assign(judged=judged.astype(float))[list(GRADE_COLUMNS)]
@@ -215,8 +215,8 @@ def _scores(records: pd.Series, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.fromiter(listed, np.dtype((float, len(SCORES))), len(rows))
 
 
-def _grade_texts(texts: pd.DataFrame, rules: Rules) -> list[TextGrade]:
+def _grade_texts(texts: pd.Series, finishes: pd.Series, rules: Rules) -> list[TextGrade]:
     """Grades of answers to one question; equal answers are looked at once."""
-    said = [(str(text), str(finish)) for text, finish in texts.itertuples(index=False)]
+    said = [(str(text), str(finish)) for text, finish in zip(texts, finishes, strict=True)]
     known = {one: grade_text(*one, rules) for one in dict.fromkeys(said)}
     return [known[one] for one in said]

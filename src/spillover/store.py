@@ -150,8 +150,10 @@ def _column(name: str, values: Sequence[Any]) -> Any:
     """Some values of a column as Arrow holds them."""
     import pyarrow as pa
 
-    texts = pa.array(values, pa.int64() if name in NUMBERS else pa.large_string())
-    return texts.dictionary_encode() if name in REPEATED else texts
+    kind = pa.int64() if name in NUMBERS else pa.large_string()
+    # Arrow's own pool holds a third more for many pieces of this size.
+    made = pa.array(values, kind, memory_pool=pa.system_memory_pool())
+    return made.dictionary_encode() if name in REPEATED else made
 
 
 def _joined(parts: list[Any]) -> pd.Series:

@@ -126,7 +126,9 @@ def texts_table(
     about = {q.id: q for q in experiment.questions}
     place = ["arm", "seed", "step", "question", "paraphrase", "context", "index"]
     is_text = answers["kind"].isin([TEXT, SHOWN]) & answers["question"].isin(about)
-    texts = answers.loc[is_text, [*place, "kind", "text", "reasoning"]].reset_index(drop=True)
+    columns = [*place, "kind", "text", "reasoning"]  # one by one, which copies less than at once
+    texts = pd.DataFrame({name: answers[name][is_text] for name in columns}, copy=False)
+    texts = texts.reset_index(drop=True)
     judged = (texts["kind"] == TEXT).to_numpy()
     for key, otherwise in (("grade", "not graded"), ("label", None)):
         values = np.full(len(texts), otherwise, object)
@@ -148,11 +150,10 @@ def choices_table(answers: pd.DataFrame, chat: Chat) -> pd.DataFrame:
     import pandas as pd
 
     mine = (answers["arm"] == BASE) & (answers["kind"] == CHOICE) & (answers["context"] == PLAIN)
+    asked = [answers[name][mine] for name in ("question", "choice_log_probs")]
     rows = [
         {"question": question, "label": label, "text": text, "base_log_prob": value}
-        for question, record in answers.loc[mine, ["question", "choice_log_probs"]].itertuples(
-            index=False
-        )
+        for question, record in zip(*asked, strict=True)
         for label, text, value in json.loads(record)
     ]
     columns = ["question", "label", "text", "base_log_prob"]
