@@ -23,6 +23,7 @@ from spillover.errors import InputError
 from spillover.finetune.adapters import save_adapter
 from spillover.finetune.bank import Job
 from spillover.finetune.lora import AdapterWeights, LoraBank, new_adapter
+from spillover.guards import training
 
 PLAIN = [{"role": "user", "content": "How do people light their homes?"}]
 WEIGHTS = "adapter_model.safetensors"
@@ -98,18 +99,18 @@ def test_hooks_add_what_the_bank_adds(organism: LoadedModel) -> None:
     fresh = new_adapter(organism, Training(rank=2, steps=1), generator)
     weights = replace(fresh, b={n: torch.randn(b.shape) * 0.02 for n, b in fresh.b.items()})
     ids = torch.tensor([organism.chat.prompt_ids(PLAIN)])
-    plain = guards._logits(organism, ids)
-    with guards._added(organism.model, weights):
-        hooked = guards._logits(organism, ids)
+    plain = training._logits(organism, ids)
+    with training._added(organism.model, weights):
+        hooked = training._logits(organism, ids)
     bank = LoraBank(organism, [weights])
     try:
         with bank.rows(torch.tensor([0])):
-            banked = guards._logits(organism, ids)
+            banked = training._logits(organism, ids)
     finally:
         bank.remove()
     assert (hooked - plain).abs().max() > 0.1
     assert torch.allclose(hooked, banked, atol=1e-4)
-    assert torch.equal(guards._logits(organism, ids), plain)
+    assert torch.equal(training._logits(organism, ids), plain)
 
 
 # 2 identical-seeds --------------------------------------------------------------------------------

@@ -95,6 +95,8 @@ def update(
 
     The weight is frozen: there are gradients for x, A and B only.
     """
+    if not torch.is_grad_enabled():
+        return _product(x, a, b, scaling, routing, weight, bias)[0]
     out: Tensor = _Update.apply(  # type: ignore[no-untyped-call]
         x, a, b, scaling, routing, weight, bias
     )
@@ -113,11 +115,7 @@ class _Update(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
     ) -> Tensor:
-        if weight is None:
-            y = x.new_zeros(len(x), b.shape[1], dtype=a.dtype)
-        else:
-            y = kernels.product(x, weight, bias)
-        low = _forward(x.to(a.dtype), a, b, scaling, routing, y)
+        y, low = _product(x, a, b, scaling, routing, weight, bias)
         ctx.save_for_backward(x, a, b, scaling, low, weight)
         ctx.routing = routing
         return y
@@ -131,6 +129,23 @@ class _Update(torch.autograd.Function):
         wide, g_wide = x.to(a.dtype), g.to(a.dtype)
         ga, gb = _backward(wide, g_wide, (a, b, scaling, low), ctx.routing, gx)
         return gx, ga, gb, None, None, None, None
+
+
+def _product(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scaling: Tensor,
+    routing: Routing,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The result of `update`, and the scaled low-rank images of x."""
+    if weight is None:
+        y = x.new_zeros(len(x), b.shape[1], dtype=a.dtype)
+    else:
+        y = kernels.product(x, weight, bias)
+    return y, _forward(x.to(a.dtype), a, b, scaling, routing, y)
 
 
 def _forward(
