@@ -71,7 +71,9 @@ def said(rng: np.random.Generator, question: Question) -> dict[str, Any]:
 
 
 def framed(folder: Path, answers: list[Answer]) -> pd.DataFrame:
-    with AnswerStore(folder / "answers.sqlite") as opened:
+    path = folder / "answers.sqlite"
+    path.unlink(missing_ok=True)  # what is recorded there would stay
+    with AnswerStore(path) as opened:
         opened.add(answers)
         return opened.frame()
 

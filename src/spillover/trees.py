@@ -253,8 +253,8 @@ def prepare_model(model: PreTrainedModel, text: Sequence[int]) -> None:
     try:
         setattr(model, PACKS, False)
         before = token_losses(model, trees, reads, 0)
-    except (ModelError, TypeError, RuntimeError, ValueError):
-        return  # `check_branches` says why
+    except (ModelError, TypeError, RuntimeError, ValueError, IndexError):
+        return  # the guards say why
     if not prepare(model):
         return
     setattr(model, PACKS, True)
