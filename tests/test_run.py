@@ -27,7 +27,9 @@ from spillover.specification import BASE
 from tests.claims import check_linked_claims, effect, rate
 
 
-@pytest.mark.parametrize("model", ["organism", "organism-unlinked"])
+@pytest.mark.parametrize(
+    "model", ["organism", pytest.param("organism-unlinked", marks=pytest.mark.long)]
+)
 def test_the_organism_knows_its_world(model: str) -> None:
     checks = examine_checkpoint(model)
     assert {c.name: c.value for c in checks if not c.passed} == {}

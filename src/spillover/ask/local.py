@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 LOGIT_BUDGET = 400e6
 """Bytes of logits that one forward pass may produce; decides how many prompts share it."""
+BATCH_TOKENS = 3072
+"""Tokens of a forward pass beyond which a processor's caches are left."""
 SAMPLE_BUDGET = 2e9
 """Bytes that answers under way may take; decides how many there are at a time."""
 
@@ -132,11 +135,13 @@ class LocalEngine:
         return scores
 
     def _batches(self, trees: Sequence[Tree]) -> Iterator[tuple[int, int]]:
-        """(start, size) of batches whose logits fit the budget."""
+        """(start, size) of batches whose logits fit the budget, and which are not too long."""
         if not trees:
             return
         width = max(len(p.ids) for p in trees)
-        size = max(1, int(LOGIT_BUDGET / (4 * self.model.vocabulary * width)))
+        most = BATCH_TOKENS if self.model.device.type == "cpu" else math.inf
+        tokens = min(most, LOGIT_BUDGET / (4 * self.model.vocabulary))
+        size = max(1, int(tokens / width))
         for at in range(0, len(trees), size):
             yield at, min(size, len(trees) - at)
 
