@@ -105,17 +105,9 @@ def update(
 
 class _Update(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        a: Tensor,
-        b: Tensor,
-        scaling: Tensor,
-        routing: Routing,
-        weight: Tensor | None,
-        bias: Tensor | None,
-    ) -> Tensor:
-        y, low = _product(x, a, b, scaling, routing, weight, bias)
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        x, a, b, scaling, routing, weight, _ = given
+        y, low = _product(*given)
         ctx.save_for_backward(x, a, b, scaling, low, weight)
         ctx.routing = routing
         return y

@@ -12,7 +12,7 @@ import numpy as np
 
 from spillover.contexts import PLAIN
 from spillover.effects.specificity import is_number
-from spillover.guards.findings import Finding
+from spillover.guards.findings import NO_CHANGE, Finding
 from spillover.specification import BASE, TREATMENT
 from spillover.store import CHOICE, one_by_one
 
@@ -21,22 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-NO_CHANGE = 1e-6
-"""Changes of logits and of log-probabilities (nats) up to this are none."""
-TWINS = 1e-3
-"""Adapters are identical when each tensor differs by less than this share of its norm: less than
-any two initializations do, more than the noise of an accelerator's sums."""
-SURE = 2.5
-"""Standard deviation of tokens' losses (nats) of a model that prefers some tokens; see
-`worse_than_guessing`. Measured: 0.3 to 1.6 for random weights, 3.8 and more with foreign ids."""
-FEWEST_STEPS = 10
-"""From so many steps on, a loss has to fall."""
 NO_EFFECT = 0.05
 """Effects smaller than this are none."""
 PROPORTIONS = ("choice-mass", "judged")
-
-Seeds = tuple[str, int, int]
-"""Arm, seed and step of a finetune."""
 
 
 @dataclass(frozen=True)

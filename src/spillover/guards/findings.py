@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from spillover.errors import InputError, RunError
 
+NO_CHANGE = 1e-6
+"""Changes of logits and of log-probabilities (nats) up to this are none."""
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spillover.guards.findings import Finding
+from spillover.guards.findings import NO_CHANGE, Finding
 from spillover.specification import TREATMENT
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from spillover.models import LoadedModel
     from spillover.rows import Row, RowSet
 
-NO_CHANGE = 1e-6
-"""Changes of logits and of log-probabilities (nats) up to this are none."""
 TWINS = 1e-3
 """Adapters are identical when each tensor differs by less than this share of its norm: less than
 any two initializations do, more than the noise of an accelerator's sums."""
@@ -30,9 +28,6 @@ SURE = 2.5
 `worse_than_guessing`. Measured: 0.3 to 1.6 for random weights, 3.8 and more with foreign ids."""
 FEWEST_STEPS = 10
 """From so many steps on, a loss has to fall."""
-NO_EFFECT = 0.05
-"""Effects smaller than this are none."""
-PROPORTIONS = ("choice-mass", "judged")
 
 Seeds = tuple[str, int, int]
 """Arm, seed and step of a finetune."""
