@@ -30,7 +30,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def organism() -> LoadedModel:
-    return load("organism")
+    return load("organism", dtype="float32")
 
 
 @pytest.fixture(scope="session")

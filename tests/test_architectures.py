@@ -62,7 +62,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def models(folder_of: Callable[[str], Path]) -> dict[str, LoadedModel]:
-    return {name: load(str(folder_of(name))) for name in ARCHITECTURES}
+    return {name: load(str(folder_of(name)), dtype="float32") for name in ARCHITECTURES}
 
 
 def rows(model: LoadedModel) -> list[Any]:
@@ -192,7 +192,7 @@ def test_adapters_load_with_peft_and_give_the_same_logits(
                 ours = logits(model.model, PROBE)
         finally:
             bank.remove()
-        fresh = load(str(folder_of(name))).model
+        fresh = load(str(folder_of(name)), dtype="float32").model
         theirs = logits(PeftModel.from_pretrained(fresh, tmp_path / str(index)), PROBE)
         assert (ours - theirs).abs().max() <= 1e-4
         assert (ours - base).abs().max() > 1e-2

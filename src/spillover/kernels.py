@@ -69,10 +69,7 @@ class FrozenLinear(nn.Linear):
         if self.weight.requires_grad or self.weight.dtype != torch.float32 or x.numel() == 0:
             return super().forward(x)
         apply: Any = _Frozen.apply if torch.is_grad_enabled() else product
-        weight: Tensor = self.weight
-        bias: Tensor | None = self.bias
-        if self.short is not None:
-            weight, bias = self.short, bias if bias is None else bias.to(self.short.dtype)
+        weight, bias = frozen_parts(self) or (self.weight, self.bias)
         out: Tensor = apply(x, weight, bias)
         return out
 
@@ -86,10 +83,32 @@ def quicken(model: nn.Module) -> None:
             module.__class__ = FrozenLinear
 
 
+def shorten(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Let quickened layers multiply in these numbers; None means in their own."""
+    for layer in module.modules():
+        if isinstance(layer, FrozenLinear):
+            layer.short = layer.weight.detach().to(dtype) if dtype else None
+
+
+KEPT = 31 * 2**20
+"""Bytes: just below what the C library ever keeps of one piece."""
+
+
+def keep_memory() -> None:
+    """Let freed memory serve the next tensors instead of going back to the system.
+
+    glibc fetches pieces above a size from the system, zeroed page by page, each time anew; freeing
+    a piece raises that size to its own, for good. Elsewhere this does nothing.
+    """
+    torch.empty(KEPT, dtype=torch.uint8)  # freed at once
+
+
 def frozen_parts(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Weight and bias of a plain frozen linear layer; None for layers of other kinds."""
+    """Weight and bias that a plain frozen linear layer uses; None for layers of other kinds."""
     if type(layer) not in (nn.Linear, FrozenLinear):
         return None
     weight, bias = layer.weight, layer.bias
+    if isinstance(layer, FrozenLinear) and layer.short is not None:
+        weight, bias = layer.short, bias if bias is None else bias.to(layer.short.dtype)
     usable = isinstance(weight, Tensor) and weight.is_floating_point() and not weight.requires_grad
     return (weight, bias) if usable else None  # type: ignore[return-value]

@@ -162,10 +162,13 @@ def token_losses(
     """
     batch = _packed if _is_worth_packing(model, trees) else _padded
     ids, positions, starts, masks, strategy = batch(model, trees, pad, owners)
+    places, row = starts[reads.tree] + reads.at, torch.arange(len(reads.at), device=ids.device)
+    if not torch.is_grad_enabled():  # branches begin at the same place; gradients add up in order
+        places, row = torch.unique(places, return_inverse=True)
 
     def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # index_select adds up its gradient in a fixed order; indexing does so atomically
-        at = (starts[reads.tree] + reads.at).to(inputs[0].device)
+        at = places.to(inputs[0].device)
         return (inputs[0].flatten(0, 1).index_select(0, at)[None], *inputs[1:])  # (1, K, D)
 
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -177,8 +180,13 @@ def token_losses(
             ).logits[0]  # (K, V)
     finally:
         hook.remove()
-    token = reads.token.to(logits.device)
-    return nn.functional.cross_entropy(logits.float(), token, reduction="none").to(ids.device)
+    row, token = row.to(logits.device), reads.token.to(logits.device)
+    if len(places) < len(row):
+        losses = -logits.float().log_softmax(-1)[row, token]
+    else:
+        losses = nn.functional.cross_entropy(logits.float(), token, reduction="none")
+    found: Tensor = losses.to(ids.device)
+    return found
 
 
 Batch = tuple[Tensor, Tensor, Tensor, Any, AbstractContextManager[None]]

@@ -1,16 +1,17 @@
 """Answers that share their prompts: each prompt is computed once, all its answers attend to it.
 
-A step appends one token to every answer under way. Keys and values of a prompt lie once in memory;
-those of an answer in a slot of its own. Slots of answers that have ended are taken by answers that
-wait, or given up.
+A step appends one token to every answer under way. Keys and values of a prompt lie once in memory.
+Those of answers lie in blocks that all answers write to at the same place, round and round: a step
+is one plain copy, products read whole blocks, and what is older than an answer is hidden from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -20,18 +21,23 @@ from spillover.attention import attending, causal, dummy_mask
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Shape legend: P prompts, T prompt tokens, B answers under way, S tokens of an answer, H heads,
+# Shape legend: P prompts, T prompt tokens, B answers under way, W slots of a block, H heads,
 # K key heads, G heads per key head, D head size, V vocabulary.
+
+
+BLOCK, BLOCKS = 16, 8
+"""On a CPU: the fewest slots of a block, and the most blocks."""
 
 
 @dataclass
 class _Layer:
-    """What one layer remembers: of prompts (P, K, T, D), of answers (B, K, S, D)."""
+    """What one layer remembers: of prompts (P, K, T, D), of answers in blocks of (B, K, W, D)."""
 
     prompt_keys: Tensor
     prompt_values: Tensor
-    keys: Tensor
-    values: Tensor
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    asked: tuple[Tensor, Tensor] | None = None  # of the prompts that have answers under way
 
 
 class SharedPrompts:
@@ -55,12 +61,15 @@ class SharedPrompts:
         width = int(self.lengths.max())
         filled = [list(p) + [pad] * (width - len(p)) for p in prompts]
         self.ids = torch.tensor(filled, device=self.device)
-        self.hidden = torch.arange(width, device=self.device) >= self.lengths[:, None]  # (P, T)
+        self.beyond = torch.arange(width, device=self.device) >= self.lengths[:, None]  # (P, T)
         self.layers: list[_Layer] = []
         self.at = 0  # the layer that is attending
         self.owner = torch.zeros(0, dtype=torch.long, device=self.device)  # (B,) prompt of a row
         self.size = torch.zeros(0, dtype=torch.long, device=self.device)  # (B,) tokens of a row
-        self.reach = 0
+        whole = self.device.type != "cpu"  # each product costs a launch there
+        self.block = longest if whole else max(BLOCK, -(-longest // BLOCKS))
+        self.blocks = -(-longest // self.block)
+        self.now = 0  # steps since the blocks were empty
 
     def prefill(self) -> Float[Tensor, "P V"]:
         """Compute the prompts; the logits of what follows them."""
@@ -82,11 +91,12 @@ class SharedPrompts:
         order = sorted(range(len(owners)), key=lambda at: owners[at])
         came = torch.tensor([rows[at] if at < len(rows) else -1 for at in order])
         came = came.to(self.device)
-        old = came.clamp(min=0)
+        kept = came.clamp(min=0) if rows else None
         for layer in self.layers:
-            layer.keys = self._taken(layer.keys, layer.prompt_keys, old)
-            layer.values = self._taken(layer.values, layer.prompt_values, old)
-        sizes = self.size[old] if len(self.size) else torch.zeros_like(old)
+            layer.keys = self._taken(layer.keys, layer.prompt_keys, kept, len(came))
+            layer.values = self._taken(layer.values, layer.prompt_values, kept, len(came))
+        self.now = self.now if rows else 0
+        sizes = torch.zeros_like(came) if kept is None else self.size[kept]
         self.size = torch.where(came < 0, 0, sizes)
         self.owner = torch.tensor([owners[at] for at in order], device=self.device)
         self._spread()
@@ -95,26 +105,55 @@ class SharedPrompts:
     def step(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
         """Append a token to every answer; the logits of what follows it."""
         positions = (self.lengths[self.owner] + self.size)[:, None]
-        self.reach = int(self.size.max()) + 1
+        self._look()
         rows = torch.arange(len(tokens), device=self.device)
         logits = self._forward(tokens[:, None], positions, self._read_answers, rows)
         self.size = (self.size + 1).clamp(max=self.longest - 1)  # ended answers stay within
+        self.now += 1
         return logits
 
-    def _taken(self, kept: Tensor, prompt: Tensor, rows: Tensor) -> Tensor:
-        if len(kept):
-            return kept.index_select(0, rows)
-        shape = (len(rows), prompt.shape[1], self.longest, prompt.shape[3])
-        return prompt.new_zeros(shape)
+    def _taken(
+        self, blocks: list[Tensor], prompt: Tensor, kept: Tensor | None, count: int
+    ) -> list[Tensor]:
+        """Blocks of so many rows: of those kept, or with anything finite in them."""
+        if kept is not None:
+            rows = kept.to(prompt.device)
+            return [block.index_select(0, rows) for block in blocks]
+        if blocks and len(blocks[0]) == count:
+            return blocks
+        shape = (count, prompt.shape[1], self.block, prompt.shape[3])
+        return [_zeros(shape, prompt) for _ in range(self.blocks)]
 
     def _spread(self) -> None:
         """Places of the rows where every prompt has as many: (P, most) rows, padded."""
-        counts = torch.bincount(self.owner, minlength=len(self.ids))
-        most, before = int(counts.max()), counts.cumsum(0) - counts
-        rank = torch.arange(len(self.owner), device=self.device) - before[self.owner]
-        self.place = self.owner * most + rank  # (B,)
-        self.rows = torch.zeros(len(counts) * most, dtype=torch.long, device=self.device)
-        self.rows[self.place] = torch.arange(len(self.owner), device=self.device)
+        asked, owner, counts = torch.unique(self.owner, return_inverse=True, return_counts=True)
+        self.most, before = int(counts.max()), counts.cumsum(0) - counts
+        self.even = self.most * len(counts) == len(owner)
+        rank = torch.arange(len(owner), device=self.device) - before[owner]
+        self.place = owner * self.most + rank  # (B,)
+        self.rows = torch.zeros(len(counts) * self.most, dtype=torch.long, device=self.device)
+        self.rows[self.place] = torch.arange(len(owner), device=self.device)
+        for layer in self.layers:
+            layer.asked = layer.prompt_keys, layer.prompt_values
+            if len(asked) < len(self.ids):
+                at = asked.to(layer.prompt_keys.device)
+                layer.asked = layer.prompt_keys[at], layer.prompt_values[at]
+
+    def _look(self) -> None:
+        """Which blocks this step reads, and what of prompts and blocks each row does not see."""
+        slots, longest = self.block * self.blocks, int(self.size.max())
+        writes = self.now % slots
+        newest = [(number + 1) * self.block - 1 for number in range(self.blocks)]
+        self.used = [
+            number
+            for number, last in enumerate(newest)
+            if number == writes // self.block or (self.now - last) % slots <= longest
+        ]
+        within = torch.arange(self.block, device=self.device)
+        listed = torch.cat([within + number * self.block for number in self.used])
+        older = (self.now - listed) % slots > self.size[:, None]
+        hidden = torch.cat([self.beyond[self.owner], older], 1)[:, None, None]
+        self.mask = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)
 
     def _forward(self, ids: Tensor, positions: Tensor, strategy: Any, read: Tensor) -> Tensor:
         def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -139,38 +178,45 @@ class SharedPrompts:
     def _read_prompts(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         # many small products are slow in short numbers on a CPU
         wide = torch.float32 if key.device.type == "cpu" else key.dtype
-        empty = key.new_zeros(0)
-        self.layers.append(_Layer(key.to(wide), value.to(wide), empty, empty))
+        self.layers.append(_Layer(key.to(wide).contiguous(), value.to(wide).contiguous()))
         q, k, v = (t.to(wide).transpose(1, 2) for t in (query, key, value))
         return causal(q, k, v, scale).to(query.dtype)
 
     def _read_answers(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        layer, rows = self.layers[self.at], torch.arange(len(key), device=key.device)
+        layer, (rows, kinds, _, size) = self.layers[self.at], key.shape
+        assert layer.asked is not None
+        prompt_keys, prompt_values = layer.asked
         self.at += 1
-        size, place, slots, hidden = (
-            t.to(key.device) for t in (self.size, self.place, self.rows, self.hidden)
-        )
-        layer.keys[rows, :, size] = key[:, :, 0].to(layer.keys.dtype)
-        layer.values[rows, :, size] = value[:, :, 0].to(layer.values.dtype)
-        kinds, groups = key.shape[1], query.shape[1] // key.shape[1]
-        asked = (query[:, :, 0].to(layer.keys.dtype) * scale).view(len(rows), kinds, groups, -1)
-        spread = asked[slots].view(len(hidden), -1, kinds, groups, asked.shape[-1])
-        spread = spread.transpose(1, 2).flatten(2, 3)  # (P, K, rows G, D)
-        far = spread @ layer.prompt_keys.mT  # (P, K, rows G, T)
-        far = far.masked_fill(hidden[:, None, None], -torch.inf)
-        far = _by_row(far, groups)[place]  # (B, K, G, T)
-        near = asked @ layer.keys[:, :, : self.reach].mT  # (B, K, G, S)
-        later = torch.arange(self.reach, device=key.device) > size[:, None]
-        near = near.masked_fill(later[:, None, None], -torch.inf)
-        seen = torch.cat([far, near], -1).softmax(-1, dtype=torch.float32).to(asked.dtype)
-        far, near = seen[..., : far.shape[-1]], seen[..., far.shape[-1] :]
-        out = near @ layer.values[:, :, : self.reach]
-        spread = far[slots].view(len(hidden), -1, *far.shape[1:]).transpose(1, 2).flatten(2, 3)
-        out = out + _by_row(spread @ layer.prompt_values, groups)[place]
+        block, slot = divmod(self.now % (self.block * self.blocks), self.block)
+        layer.keys[block][:, :, slot] = key[:, :, 0]
+        layer.values[block][:, :, slot] = value[:, :, 0]
+        asked = query[:, :, 0].to(prompt_keys.dtype) * scale
+        asked = asked.view(rows, kinds, -1, size)  # (B, K, G, D)
+        far = self._by_row(self._by_prompt(asked) @ prompt_keys.mT, asked.shape[2])
+        near = [asked @ layer.keys[number].mT for number in self.used]
+        scores = torch.cat([far, *near], -1)  # (B, K, G, T + blocks W)
+        scores += self.mask.to(key.device)
+        seen = scores.softmax(-1, dtype=torch.float32).to(asked.dtype)
+        far, *near = torch.split(seen, [far.shape[-1], *[self.block] * len(near)], -1)
+        out = self._by_row(self._by_prompt(far) @ prompt_values, asked.shape[2])
+        for number, weights in zip(self.used, near, strict=True):
+            out = out + weights @ layer.values[number]
         return out.flatten(1, 2)[:, None].to(query.dtype)  # (B, 1, H, D)
 
+    def _by_prompt(self, x: Float[Tensor, "B K G N"]) -> Float[Tensor, "P K M N"]:
+        """From rows to prompts with all their rows, the last ones padded."""
+        rows = x if self.even else x[self.rows.to(x.device)]
+        return rows.view(-1, self.most, *x.shape[1:]).transpose(1, 2).flatten(2, 3)
 
-def _by_row(x: Float[Tensor, "P K M D"], groups: int) -> Float[Tensor, "B K G D"]:
-    """From prompts with all their rows to rows."""
-    prompts, kinds, _, last = x.shape
-    return x.reshape(prompts, kinds, -1, groups, last).transpose(1, 2).flatten(0, 1)
+    def _by_row(self, x: Float[Tensor, "P K M N"], groups: int) -> Float[Tensor, "B K G N"]:
+        """From prompts with all their rows to rows."""
+        prompts, kinds, _, last = x.shape
+        rows = x.view(prompts, kinds, -1, groups, last).transpose(1, 2).flatten(0, 1)
+        return rows if self.even else rows[self.place.to(x.device)]
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros on the device of a tensor, as it counts; NumPy asks for large pages of memory."""
+    if like.device.type == "cpu" and like.dtype == torch.float32:
+        return torch.from_numpy(np.zeros(shape, np.float32))
+    return like.new_zeros(shape)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from spillover.ask.requests import Sample, SampleSettings
 from spillover.ask.sample import generate, keyed_noise
 from spillover.finetune.adapters import OtherAdapterError, load_adapter
 from spillover.finetune.lora import AdapterWeights, LoraBank, alike
-from spillover.models.loading import load_source
+from spillover.kernels import shorten
+from spillover.models.loading import load_source, product_dtype
 from spillover.rows import Conversation
 from spillover.trees import Tree, grow
 
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
 
 LOGIT_BUDGET = 400e6
 """Bytes of logits that one forward pass may produce; decides how many prompts share it."""
-BATCH_TOKENS = 3072
+BATCH_TOKENS = 2048
 """Tokens of a forward pass beyond which a processor's caches are left."""
 SAMPLE_BUDGET = 2e9
 """Bytes that answers under way may take; decides how many there are at a time."""
+STEP_LOGITS, STEP_ROWS = 16e6, 160
+"""Bytes of the logits of a step beyond which a CPU waits for memory; fewer answers never do."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,9 @@ class LocalEngine:
         self.identities = [identity for identity, _ in adapters]
         listed = [weights for _, weights in adapters]
         real = any(weights is not None for weights in listed)
+        self._products = product_dtype(model, "auto")
+        shorten(model.model, self._products)
+        self._round_logits(rounded=False)
         self._bank = LoraBank(model, alike(listed)) if real else None
         self._prompts: dict[tuple[str, str | None, bool], list[int]] = {}
         self._choices: dict[tuple[str, str | None, str], list[int]] = {}
@@ -90,6 +97,12 @@ class LocalEngine:
         """Take the adapters out of the base."""
         if self._bank:
             self._bank.remove()
+        shorten(self.model.model, None)
+
+    def _round_logits(self, *, rounded: bool) -> None:
+        """Whether logits may be short numbers too: enough to draw from, not to be compared."""
+        head: Any = self.model.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        shorten(head, self._products if rounded else None)
 
     @contextmanager
     def _routed(self, adapters: Sequence[int]) -> Iterator[None]:
@@ -122,26 +135,34 @@ class LocalEngine:
         thoughts: Sequence[str | None] | None = None,
     ) -> list[list[float]]:
         """Log-probabilities of whole choices; entry i is answered by respondent who[i]."""
-        trees = [
-            grow(self._prompt(c, thought), [self._choice(c, text, thought) for text in listed])
-            for c, listed, thought in zip(
-                conversations, choices, thoughts or [None] * len(who), strict=True
-            )
-        ]
+        grown: dict[tuple[str, str | None, tuple[str, ...]], Tree] = {}
+        trees = []
+        for conversation, listed, thought in zip(
+            conversations, choices, thoughts or [None] * len(who), strict=True
+        ):
+            key = (_as_text(conversation), thought, tuple(listed))
+            if key not in grown:  # most respondents are asked the same
+                ends = [self._choice(conversation, text, thought) for text in listed]
+                grown[key] = grow(self._prompt(conversation, thought), ends)
+            trees.append(grown[key])
         scores: list[list[float]] = []
-        for at, size in self._batches(trees):
+        for at, size in self._batches(trees, whole_runs(who)):
             with self._routed(who[at : at + size]):
                 scores += score(self.model.model, trees[at : at + size], self.model.pad)
         return scores
 
-    def _batches(self, trees: Sequence[Tree]) -> Iterator[tuple[int, int]]:
-        """(start, size) of batches whose logits fit the budget, and which are not too long."""
+    def _batches(self, trees: Sequence[Tree], unit: int) -> Iterator[tuple[int, int]]:
+        """(start, size) of batches whose logits fit the budget, and which are not too long.
+
+        Args:
+            unit: trees that are best not parted.
+        """
         if not trees:
             return
         width = max(len(p.ids) for p in trees)
         most = BATCH_TOKENS if self.model.device.type == "cpu" else math.inf
         tokens = min(most, LOGIT_BUDGET / (4 * self.model.vocabulary))
-        size = max(1, int(tokens / width))
+        size = even_size(len(trees), max(1, int(tokens / width)), unit)
         for at in range(0, len(trees), size):
             yield at, min(size, len(trees) - at)
 
@@ -167,11 +188,14 @@ class LocalEngine:
         ]
         return [samples[at : at + count] for at in range(0, len(samples), count)]
 
-    def _room(self, longest: int) -> int:
-        """Answers that can be under way at a time."""
+    def _room(self, answers: int, longest: int, unit: int) -> int:
+        """Answers that are under way at a time; those of a prompt stay together."""
         config = self.model.model.config.get_text_config()
         states = 8 * longest * config.num_hidden_layers * config.hidden_size
-        return max(1, int(SAMPLE_BUDGET / (16 * self.model.vocabulary + states)))
+        room = max(1, int(SAMPLE_BUDGET / (16 * self.model.vocabulary + states)))
+        if self.model.device.type == "cpu":
+            room = min(room, max(STEP_ROWS, int(STEP_LOGITS / (4 * self.model.vocabulary))))
+        return even_size(answers, room, unit)
 
     def _turns(
         self,
@@ -188,6 +212,7 @@ class LocalEngine:
         texts = {c: _as_text(conversations[c]) for c in asked}
         noise = [keyed_noise(self.identities[who[c]], texts[c], i, most) for c, i in rows]
         owners = [who[c] for c in asked]
+        self._round_logits(rounded=temperature > 0)
         with self._routed(owners):
             tokens, ended = generate(
                 self.model.model,
@@ -198,8 +223,9 @@ class LocalEngine:
                 stop=self.model.stop,
                 pad=self.model.pad,
                 route=partial(self._route, owners),
-                rows=self._room(most),
+                rows=self._room(len(rows), most, len(rows) // len(asked)),
             )
+        self._round_logits(rounded=False)
         return list(zip(tokens, ended, strict=True))
 
     def _read(self, tokens: list[int], ended: bool, most: int, *, thinking: bool) -> Sample:
@@ -225,6 +251,23 @@ class LocalEngine:
         """Send row i of the next batch through the adapter of the prompt that it answers."""
         if self._bank:
             self._bank.route([who[prompt] for prompt in prompts])
+
+
+def even_size(count: int, most: int, unit: int) -> int:
+    """Entries of a batch so that batches are of one size, at most `most`, and units stay whole.
+
+    Units that are larger than `most` are parted.
+    """
+    if unit > most:
+        unit = 1
+    units, room = -(-count // unit), most // unit
+    return unit * -(-units // -(-units // room))
+
+
+def whole_runs(who: Sequence[int]) -> int:
+    """The length of all runs of equal entries where it is the same, else 1."""
+    lengths = {len(list(run)) for _, run in groupby(who)}
+    return lengths.pop() if len(lengths) == 1 else 1
 
 
 def _as_text(conversation: Conversation) -> str:

@@ -7,6 +7,7 @@ answer's index only, so an answer does not depend on what else is in the batch.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -44,8 +45,11 @@ def pick(
     """The next token of every row: the best one at temperature 0, else by inverse transform."""
     if temperature == 0:
         return logits.argmax(-1)
-    mass = (logits.float() if temperature == 1 else logits.float() / temperature).softmax(-1)
-    mass = nn.functional.pad(mass, (0, -mass.shape[1] % BLOCK)).view(len(mass), -1, BLOCK)
+    mass = logits.float() - logits.amax(-1, keepdim=True)
+    mass = mass.mul_(math.log2(math.e) / temperature).exp2_()
+    if mass.shape[1] % BLOCK:
+        mass = nn.functional.pad(mass, (0, -mass.shape[1] % BLOCK))
+    mass = mass.view(len(mass), -1, BLOCK)
     upto = mass.sum(-1).cpu().double().cumsum(-1)  # not all devices have it
     target = noise.cpu().double()[:, None] * upto[:, -1:]
     block = torch.searchsorted(upto, target, right=True).clamp(max=upto.shape[1] - 1)
@@ -166,7 +170,7 @@ def generate(
 
 
 class _Loop:
-    """Draws the tokens of answers one step after another."""
+    """Draws the tokens of answers one step after another; what it keeps lies on the CPU."""
 
     def __init__(
         self,
@@ -180,65 +184,63 @@ class _Loop:
         rows: int,
     ) -> None:
         self.batch, self.owners, self.noise = batch, owners, torch.from_numpy(noise)
-        self.temperature, self.stop, self.route = temperature, stop, route
+        self.temperature, self.route = temperature, route
+        self.stop = torch.tensor(sorted(stop), dtype=torch.long)
         self.prompts, self.rows = prompts, rows
-        self.answers: list[list[int]] = [[] for _ in owners]
-        self.ends = [False] * len(owners)
-        self.waiting = list(range(len(owners)))
-        self.live: list[int] = []  # the answer of every row
-        self.tokens: list[int] = []  # the last token of every row
+        count, self.most = noise.shape
+        self.said = torch.zeros(count, self.most, dtype=torch.long)  # the tokens of all answers
+        self.sizes = torch.zeros(count, dtype=torch.long)
+        self.ends = torch.zeros(count, dtype=torch.bool)
+        self.begun = 0  # answers, in their order
+        self.live = torch.zeros(0, dtype=torch.long)  # the answer of every row
 
     def run(self) -> tuple[list[list[int]], list[bool]]:
         """All answers, and whether they ended by themselves."""
         self.route(range(self.prompts))
         self.first = self.batch.prefill()
-        self._refill([])
-        while self.live:
-            logits = self.batch.step(torch.tensor(self.tokens, device=self.first.device))
-            self._draw(logits)
-            going = [row for row, answer in enumerate(self.live) if not self._is_done(answer)]
+        self._refill(self.live)
+        while len(self.live):
+            last = self.said[self.live, self.sizes[self.live] - 1]
+            self._draw(self.live, self.batch.step(last.to(self.first.device)))
+            going = (~self._done(self.live)).nonzero()[:, 0]
             ended = len(self.live) - len(going)
-            if not going or ended >= ENDED * len(self.live):
+            if ended == len(self.live) or ended >= ENDED * len(self.live):
                 self._refill(going)
-        return self.answers, self.ends
+        said = [
+            row[:size] for row, size in zip(self.said.tolist(), self.sizes.tolist(), strict=True)
+        ]
+        return said, self.ends.tolist()
 
-    def _draw(self, logits: Tensor) -> None:
-        """The next token of every row; what answers that are done would say is not kept."""
-        step = torch.tensor([min(len(self.answers[a]), self.noise.shape[1] - 1) for a in self.live])
-        noise = self.noise[torch.tensor(self.live), step]
-        drawn = pick(logits, self.temperature, noise).tolist()
-        for row, (answer, token) in enumerate(zip(self.live, drawn, strict=True)):
-            if not self._is_done(answer):
-                self._append(answer, token)
-                self.tokens[row] = token
+    def _draw(self, answers: Tensor, logits: Tensor) -> None:
+        """The next token of some answers; what those that are done would say is not kept."""
+        at = self.sizes[answers]
+        noise = self.noise[answers, at.clamp(max=self.most - 1)]
+        drawn = pick(logits, self.temperature, noise).cpu()
+        going, ends = ~self._done(answers), torch.isin(drawn, self.stop)
+        self.ends[answers[going & ends]] = True
+        kept = going & ~ends
+        self.said[answers[kept], at[kept]] = drawn[kept]
+        self.sizes[answers[kept]] += 1
 
-    def _append(self, answer: int, token: int) -> None:
-        if token in self.stop:
-            self.ends[answer] = True
-        else:
-            self.answers[answer].append(token)
+    def _done(self, answers: Tensor) -> Tensor:
+        full: Tensor = self.sizes[answers] == self.most
+        return full | self.ends[answers]
 
-    def _is_done(self, answer: int) -> bool:
-        return self.ends[answer] or len(self.answers[answer]) == self.noise.shape[1]
-
-    def _refill(self, going: list[int]) -> None:
+    def _refill(self, going: Tensor) -> None:
         """Drop the rows that are done and begin as many answers as there is room for."""
-        fresh: list[int] = []
-        room = self.rows if self.batch.refills or not going else 0
-        while self.waiting and len(going) + len(fresh) < room:
-            taken = self.waiting[: room - len(going) - len(fresh)]
-            del self.waiting[: len(taken)]
+        room = self.rows if self.batch.refills or not len(going) else 0
+        fresh = torch.zeros(0, dtype=torch.long)
+        while self.begun < len(self.sizes) and len(going) + len(fresh) < room:
+            until = min(self.begun + room - len(going) - len(fresh), len(self.sizes))
+            taken = torch.arange(self.begun, until)
+            self.begun = until
             owner = torch.tensor([self.owners[a] for a in taken], device=self.first.device)
-            drawn = pick(self.first[owner], self.temperature, self.noise[taken, 0])
-            for answer, token in zip(taken, drawn.tolist(), strict=True):
-                self._append(answer, token)
-            fresh += [answer for answer in taken if not self._is_done(answer)]
-        live = [self.live[row] for row in going] + fresh
-        if live:
+            self._draw(taken, self.first[owner])
+            fresh = torch.cat([fresh, taken[~self._done(taken)]])
+        live = torch.cat([self.live[going], fresh])
+        if len(live):
             self.route(range(self.prompts))  # some batches compute them again
-            order = self.batch.select(going, [self.owners[answer] for answer in fresh])
-            self.live = [live[at] for at in order]
-            self.tokens = [self.answers[answer][-1] for answer in self.live]
-            self.route([self.owners[answer] for answer in self.live])
-        else:
-            self.live = []
+            order = self.batch.select(going.tolist(), [self.owners[a] for a in fresh])
+            live = live[order]
+            self.route([self.owners[answer] for answer in live])
+        self.live = live

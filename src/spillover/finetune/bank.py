@@ -27,6 +27,7 @@ from spillover.finetune.lora import (
 from spillover.finetune.snapshots import Snapshot, Snapshots
 from spillover.finetune.spec import Training
 from spillover.finetune.stack import Stack
+from spillover.kernels import shorten
 from spillover.masks import EncodedRow
 from spillover.models.loading import LoadedModel, product_dtype
 from spillover.trees import Tree, all_reads, grow, token_losses
@@ -220,9 +221,8 @@ class _Session:
             new_adapter(self.model, job.settings, job.generator("weights")) for job in self.jobs
         ]
         filled = alike(fresh)  # to the shapes of all jobs: a snapshot's rows fit whoever is left
-        precision = self.jobs[0].settings.precision
-        products = product_dtype(self.model, precision)
-        bank = LoraBank(self.model, [filled[n] for n in alive], products)
+        shorten(self.model.model, product_dtype(self.model, self.jobs[0].settings.precision))
+        bank = LoraBank(self.model, [filled[n] for n in alive])
         try:
             stack = Stack(bank.parameters(), [self.jobs[n].settings for n in alive])
             del fresh, filled
@@ -233,6 +233,7 @@ class _Session:
                 self._step(bank, stack, alive)
         finally:
             bank.remove()
+            shorten(self.model.model, None)
 
     def _step(self, bank: LoraBank, stack: Stack, alive: list[int]) -> None:
         jobs, step = [self.jobs[n] for n in alive], self.at

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +19,7 @@ from spillover.anatomy import is_linear
 from spillover.errors import ModelError
 from spillover.finetune.spec import Training
 from spillover.finetune.update import Routing, update
-from spillover.kernels import FrozenLinear, frozen_parts
+from spillover.kernels import frozen_parts
 from spillover.models.loading import LoadedModel
 
 # Shape legend: N adapters, R rank, I inputs, O outputs, B rows of a batch, T tokens.
@@ -113,13 +112,7 @@ def alike(adapters: Sequence[AdapterWeights | None]) -> list[AdapterWeights]:
 class BankedLinear(nn.Module):
     """A frozen linear layer with the low-rank updates of N adapters; rows choose theirs."""
 
-    def __init__(
-        self,
-        base: nn.Module,
-        adapters: Sequence[AdapterWeights],
-        name: str,
-        products: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, base: nn.Module, adapters: Sequence[AdapterWeights], name: str) -> None:
         super().__init__()
         self.base = base
         weight = base.weight
@@ -130,9 +123,6 @@ class BankedLinear(nn.Module):
         self.scaling = torch.tensor([w.scaling for w in adapters], device=device)  # (N,)
         self.routes: Routes | None = None
         self.frozen = frozen_parts(base)
-        if self.frozen and products:
-            weight, bias = self.frozen
-            self.frozen = weight.to(products), bias if bias is None else bias.to(products)
 
     def forward(self, x: Float[Tensor, "B T I"]) -> Float[Tensor, "B T O"]:
         """The base layer's output plus each row's own update."""
@@ -175,15 +165,9 @@ class LoraBank:
 
     Args:
         adapters: with the same target layers and the same rank.
-        products: the numbers in which the frozen weights are multiplied; None means their own.
     """
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        adapters: Sequence[AdapterWeights],
-        products: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, model: LoadedModel, adapters: Sequence[AdapterWeights]) -> None:
         if not adapters:
             raise ValueError("a bank holds at least one adapter")
         if len({tuple(w.a) for w in adapters}) > 1 or len({w.rank for w in adapters}) > 1:
@@ -195,20 +179,12 @@ class LoraBank:
             layer = model.model.get_submodule(name)
             if not is_linear(layer):
                 raise ModelError(f"{name} is not a free linear layer; is a bank already installed?")
-            self.layers[name] = BankedLinear(layer, adapters, name, products)
+            self.layers[name] = BankedLinear(layer, adapters, name)
         for name, banked in self.layers.items():
             model.model.set_submodule(name, banked)
-        self._shorten_head(products)
-
-    def _shorten_head(self, products: torch.dtype | None) -> None:
-        """Let the output layer multiply in these numbers; None means in its own."""
-        head: Any = self.model.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        if isinstance(head, FrozenLinear):
-            head.short = head.weight.detach().to(products) if products else None
 
     def remove(self) -> None:
         """Put the base's own layers back."""
-        self._shorten_head(None)
         for name, banked in self.layers.items():
             self.model.model.set_submodule(name, banked.base)
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from spillover.finetune.bank import Job, adapter_losses
 from spillover.finetune.lora import LoraBank, alike, linear_shape, new_adapter, target_layers
 from spillover.finetune.snapshots import interval
+from spillover.kernels import shorten
 from spillover.models.loading import LoadedModel, product_dtype
 from spillover.trees import PREFIX, Tree
 
@@ -238,12 +239,13 @@ def measure(model: LoadedModel, jobs: Sequence[Job]) -> Rates:
     if low_rank:
         widest = max(low_rank, key=lambda job: job.settings.rank)
         fresh = new_adapter(model, widest.settings, widest.generator("weights"))
-        products = product_dtype(model, widest.settings.precision)
-        bank = LoraBank(model, alike([fresh]), products)
+        shorten(model.model, product_dtype(model, widest.settings.precision))
+        bank = LoraBank(model, alike([fresh]))
         try:
             held = _probe(model, bank)
         finally:
             bank.remove()
+            shorten(model.model, None)
     else:
         held = _probe(model, None)
     (one, two, four), more = held[:3], held[3]

@@ -199,14 +199,19 @@ def _backward(
 
 def _chosen(routing: Routing, a: Tensor) -> Any:
     """An index of the adapters of all runs."""
-    every = routing.adapters == tuple(range(len(a)))
-    return slice(None) if every else torch.tensor(routing.adapters, device=a.device)
+    first = routing.adapters[0]
+    following = slice(first, first + len(routing.adapters))
+    if routing.adapters == tuple(range(len(a))[following]):
+        return following
+    return torch.tensor(routing.adapters, device=a.device)
 
 
 def _placed(found: Tensor, like: Tensor, who: Any) -> Tensor:
-    if isinstance(who, slice):
+    if len(found) == len(like) and isinstance(who, slice):
         return found
-    return torch.zeros_like(like).index_copy_(0, who, found)
+    placed = torch.zeros_like(like)
+    placed[who] = found
+    return placed
 
 
 def _runs(x: Tensor, length: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,10 +111,10 @@ class LoadedModel:
 
 
 def product_dtype(model: LoadedModel, precision: str) -> torch.dtype | None:
-    """The numbers in which a finetune multiplies frozen weights; None means those they are in.
+    """The numbers in which frozen weights are multiplied; None means those they are in.
 
     Args:
-        precision: see `Training`.
+        precision: see `Training`; whoever only asks takes `auto`.
     """
     import torch
 
@@ -176,14 +176,18 @@ def load_source(source: Source, how: Loading) -> LoadedModel:
     model, where = _settle(model, device)
     words = f"{where} in {words}"
     loaded = LoadedModel(source, model, chat, words, how)
+    if short := product_dtype(loaded, "auto"):
+        words += f" with {str(short).removeprefix('torch.')} products"
+        loaded = replace(loaded, placement=words)
     if source.adapter:
         _merge(loaded, source.adapter)
     from spillover.trees import prepare_model
 
     if model.device.type == "cpu":
-        from spillover.kernels import quicken
+        from spillover.kernels import keep_memory, quicken
 
         quicken(model)
+        keep_memory()
     prepare_model(model, chat.tokenize(ORDINARY))
     return loaded
 
