@@ -5,10 +5,10 @@
     python benchmarks/choose.py --shape llama-1b --adapters 18        (on a GPU)
 
 The first --questions test questions of old-birds with choices, in every wording and the plain
-context. The unit is a scored choice. The harness (`HFLM.loglikelihood`) gets the same texts, adapter by
-adapter, at the batch and dtype that were fastest for it on some of the requests, one adapter in
-each repeat; once more it gets token ids, which spares it the tokenizer. Before that, both sides'
-log-probabilities of the same token ids are compared, in float32.
+context. The unit is a scored choice. The harness (`HFLM.loglikelihood`) gets the same texts, with
+one adapter after another, at the batch and dtype that were fastest for it on some of the requests,
+one adapter in each repeat; once more it gets token ids, which spares it the tokenizer. Before that,
+the log-probabilities of both sides for the same token ids are compared, in float32.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def test_a_cut_off_answer_says_so(engine: LocalEngine) -> None:
 def test_sampling_follows_the_probabilities() -> None:
     probabilities = torch.tensor([0.5, 0.0, 0.2, 0.3])
     noise = torch.from_numpy(keyed_noise("respondent", "prompt", 0, 20_000))
-    tokens = pick(probabilities.log().expand(20_000, 4), 1.0, noise)
+    tokens = pick(probabilities.log().repeat(20_000, 1), 1.0, noise)
     shares = tokens.bincount(minlength=4) / 20_000
     assert torch.allclose(shares, probabilities, atol=0.015)
     assert shares[1] == 0

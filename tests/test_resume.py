@@ -33,6 +33,7 @@ from tests.commands import call
 
 SEEDS = 2
 COMMAND = [sys.executable, "-m", "spillover", "run"]
+EXACT = ["--dtype", "float32"]  # as the model that the other runs here share
 LIKE_OTHERS = [
     *(f"{when} {name}.parquet" for name in ("grades", "rates") for when in ("before", "after")),
     "after answers.parquet",
@@ -208,7 +209,7 @@ def test_a_real_kill_leaves_no_lock_and_the_command_goes_on(
 def spillover(experiment: Path, out: Path, **environment: str) -> subprocess.Popen[str]:
     """The command in a process of its own."""
     return subprocess.Popen(
-        [*COMMAND, str(experiment), "--seeds", str(SEEDS), "--out", str(out)],
+        [*COMMAND, str(experiment), "--seeds", str(SEEDS), "--out", str(out), *EXACT],
         env=os.environ | environment,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

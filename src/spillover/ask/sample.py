@@ -42,11 +42,14 @@ def keyed_noise(identity: str, prompt: str, index: int, count: int) -> NDArray[n
 def pick(
     logits: Float[Tensor, "B V"], temperature: float, noise: Float[Tensor, " B"]
 ) -> Int[Tensor, " B"]:
-    """The next token of every row: the best one at temperature 0, else by inverse transform."""
+    """The next token of every row: the best one at temperature 0, else by inverse transform.
+
+    The logits are used up.
+    """
     if temperature == 0:
         return logits.argmax(-1)
-    mass = logits.float() - logits.amax(-1, keepdim=True)
-    mass = mass.mul_(math.log2(math.e) / temperature).exp2_()
+    mass = logits.float()
+    mass = mass.sub_(mass.amax(-1, keepdim=True)).mul_(math.log2(math.e) / temperature).exp2_()
     if mass.shape[1] % BLOCK:
         mass = nn.functional.pad(mass, (0, -mass.shape[1] % BLOCK))
     mass = mass.view(len(mass), -1, BLOCK)
