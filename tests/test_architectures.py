@@ -23,7 +23,7 @@ from spillover.finetune.bank import Job, plant, train_bank
 from spillover.finetune.lora import AdapterWeights, LoraBank
 from spillover.masks import encode_row
 from spillover.rows import Conversation, Row
-from spillover.trees import model_masks
+from spillover.trees import FAR, model_masks
 from tests.plain_loop import train_with_peft
 from tests.tiny import ARCHITECTURES, WINDOW, save_tiny
 
@@ -267,8 +267,8 @@ def masks(name: str, **options: Any) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(name, num_hidden_layers=2, **options)
-    branch = torch.tensor([[-1] * 10 + [0] * 10])
-    return model_masks(config, branch, torch.arange(20)[None], torch.float32)
+    branch, seen = torch.tensor([[-1] * 10 + [0] * 10]), torch.tensor([[FAR] * 10 + [1] * 10])
+    return model_masks(config, branch, seen, torch.arange(20)[None], torch.float32)
 
 
 def test_a_window_counts_only_where_the_configuration_uses_it() -> None:

@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from spillover import LoadedModel, ModelError, Training, trees
+from spillover import LoadedModel, ModelError, Training, load, trees
 from spillover.ask import local
 from spillover.ask.choose import score
-from spillover.ask.local import LocalEngine
+from spillover.ask.local import LocalEngine, even_size, whole_runs
 from spillover.ask.requests import SampleSettings
 from spillover.ask.sample import keyed_noise, pick
 from spillover.experiment import load_experiment
 from spillover.finetune.lora import AdapterWeights, new_adapter
+from spillover.models.loading import product_dtype
 from spillover.rows import Conversation
-from spillover.trees import check_branches, grow
+from spillover.trees import check_branches, grow, grow_shared
 
 QUESTIONS: list[Conversation] = [
     [{"role": "user", "content": "How do people light their homes?"}],
@@ -84,6 +85,24 @@ def test_a_choice_of_one_token_adds_no_branch() -> None:
     trees = grow([5, 6, 7], [[1], [2, 3]])
     assert trees.ids == [5, 6, 7, 2]
     assert trees.reads == [[(2, 1)], [(2, 2), (3, 3)]]
+
+
+def test_what_choices_begin_with_alike_is_computed_once(organism: LoadedModel) -> None:
+    tree = grow_shared([5, 6], [[1, 2, 9], [3, 9], [1, 4, 4, 9], [1, 2, 8, 9]])
+    assert tree.ids == [5, 6, 1, 2, 8, 4, 4, 3]
+    assert tree.positions == [0, 1, 2, 3, 4, 3, 4, 2]
+    assert tree.branch == [-1, -1, 0, 1, 2, 3, 4, 5]
+    assert tree.seen[2:] == [5, 3, 3, 5, 5, 6]
+    assert tree.reads[0] == [(1, 1), (2, 2), (3, 9)]
+    assert tree.reads[2] == [(1, 1), (2, 4), (5, 4), (6, 9)]
+    prompt = organism.chat.prompt_ids(QUESTIONS[0])
+    listed = ["With torches", "With torches in iron brackets", "With whale oil", "By night"]
+    choices = [organism.chat.answer_ids(QUESTIONS[0], text) for text in listed]
+    shared, apart = grow_shared(prompt, choices), grow(prompt, choices)
+    assert len(shared.ids) < len(apart.ids)
+    one, other = score(organism.model, [shared, shared], 0), score(organism.model, [apart], 0)
+    assert one[0] == pytest.approx(other[0], abs=1e-5)
+    assert one[1] == one[0]
 
 
 def test_scores_do_not_depend_on_what_else_is_in_the_batch(organism: LoadedModel) -> None:
@@ -181,3 +200,45 @@ def test_branches_that_see_each_other_are_noticed(
     monkeypatch.setattr(trees, "tree_mask", leaky)
     with pytest.raises(ModelError, match=r"branches-differ: a branch differs by"):
         check_branches(organism.model, told, branches, pad)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "unit", "size"),
+    [(3000, 1302, 20, 1000), (45, 28, 3, 24), (7, 100, 1, 7), (10, 4, 5, 4), (5, 1, 1, 1)],
+)
+def test_batches_are_of_one_size_and_part_no_unit(
+    count: int, most: int, unit: int, size: int
+) -> None:
+    assert even_size(count, most, unit) == size <= most
+
+
+def test_runs_of_one_respondent_are_units_where_all_are_as_long() -> None:
+    assert whole_runs([0, 0, 1, 1, 0, 0]) == 2
+    assert whole_runs([0, 0, 1]) == 1
+
+
+def test_products_in_bfloat16_are_used_only_while_an_engine_is_open() -> None:
+    model, exact = load("organism"), load("organism", dtype="float32")
+    if product_dtype(model, "auto") is None:
+        pytest.skip("this processor does not multiply bfloat16")
+    assert model.placement.endswith("with bfloat16 products")
+    assert product_dtype(exact, "auto") is None
+
+    def asked(of: LoadedModel) -> list[float]:
+        engine = LocalEngine(of, [("base", None), ("one", random_adapter(of, 1))])
+        try:
+            who = [n for n in (0, 1) for _ in QUESTIONS]
+            scores = engine.choose(who, QUESTIONS * 2, CHOICES * 2)
+            engine.sample([0, 1], QUESTIONS[:1] * 2, SampleSettings(2, 1.0, 4))
+            again = engine.choose(who, QUESTIONS * 2, CHOICES * 2)
+        finally:
+            engine.close()
+        assert again == scores  # logits that may be rounded for drawing are not left so
+        return [score for listed in scores for score in listed]
+
+    rounded, true = asked(model), asked(exact)
+    apart = max(abs(a - b) for a, b in zip(rounded, true, strict=True))
+    assert 0 < apart < 0.2
+    ids = torch.tensor([model.chat.prompt_ids(QUESTIONS[0])])
+    with torch.no_grad():
+        assert torch.equal(model.model(input_ids=ids).logits, exact.model(input_ids=ids).logits)

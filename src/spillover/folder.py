@@ -1,4 +1,4 @@
-"""A run's folder on disk: one process at a time, and files that are whole or not there."""
+"""Folders on disk: a run's, one process at a time, with files that are whole or not there."""
 
 from __future__ import annotations
 
@@ -117,3 +117,10 @@ def is_unused(folder: Path) -> bool:
     if not folder.is_dir():
         return True
     return all(path.name == LOCK or path.name.endswith(PARTIAL) for path in folder.iterdir())
+
+
+def cache_folder() -> Path:
+    """Where what is made once is kept: `SPILLOVER_CACHE`, else the user's cache folder."""
+    given = os.environ.get("SPILLOVER_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(given).expanduser() if given else Path(base).expanduser() / "spillover"

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # Shape legend: B trees, L tokens of a tree, K tokens looked up, D hidden size, V vocabulary.
 
 PREFIX, PADDING = -1, -2
+FAR = 2**31
+"""Beyond the number of every branch."""
 EXACT, ROUNDED = 1e-3, 0.25
 """Nats that a token of a branch may differ by, in float32 and in shorter numbers."""
 WASTE = 1.5
@@ -49,12 +51,19 @@ class Tree:
         ids, positions: token ids and position ids.
         branch: -1 for the prefix, else the number of the branch.
         reads: for every branch, (where the logits of a token stand, the token) for all its tokens.
+        until: where branches branch again: the first number behind those that continue a token.
     """
 
     ids: list[int]
     positions: list[int]
     branch: list[int]
     reads: list[list[tuple[int, int]]]
+    until: list[int] | None = None
+
+    @property
+    def seen(self) -> list[int]:
+        """The first number of branches, from a token's own on, that do not see it."""
+        return self.until or [FAR if b == PREFIX else b + 1 for b in self.branch]
 
 
 def grow(prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> Tree:
@@ -70,8 +79,32 @@ def grow(prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> Tree:
     return Tree(ids, positions, branch, reads)
 
 
+def grow_shared(prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> Tree:
+    """As `grow`, but what branches begin with alike is laid out once; tokens are numbered."""
+    ids, until = list(prefix), [FAR] * len(prefix)
+    positions = list(range(len(prefix)))
+    places: dict[tuple[int, ...], int] = {(): len(prefix) - 1}
+    for tokens in sorted(map(tuple, branches)):  # so that what continues a token follows it
+        path = [tokens[:depth] for depth in range(1, len(tokens))]
+        for node in path:
+            if node not in places:
+                places[node] = len(ids)
+                ids.append(node[-1])
+                positions.append(len(prefix) + len(node) - 1)
+                until.append(0)
+        for node in path:
+            until[places[node]] = len(ids) - len(prefix)
+    branch = [PREFIX] * len(prefix) + list(range(len(ids) - len(prefix)))
+    reads = [
+        [(places[tuple(tokens[:at])], token) for at, token in enumerate(tokens)]
+        for tokens in branches
+    ]
+    return Tree(ids, positions, branch, reads, until)
+
+
 def tree_mask(
     branch: Int[Tensor, "B L"],
+    seen: Int[Tensor, "B L"],
     positions: Int[Tensor, "B L"],
     dtype: torch.dtype,
     window: int | None = None,
@@ -79,21 +112,23 @@ def tree_mask(
     """Additive mask: 0 for earlier tokens of the prefix and of one's branch, else the minimum.
 
     Args:
+        branch, seen: a token is seen by later ones with branch ≤ their branch < seen.
         window: tokens that a sliding window shows, one's own included; None shows all.
     """
     length = branch.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
-    key, query = branch[:, None, :], branch[:, :, None]
-    seen = causal & ((key == PREFIX) | (key == query))
+    query = branch[:, :, None]
+    shown = causal & (branch[:, None, :] <= query) & (query < seen[:, None, :])
     if window is not None:
-        seen &= positions[:, :, None] - positions[:, None, :] < window
-    mask = torch.zeros(seen.shape, dtype=dtype, device=branch.device)
-    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+        shown &= positions[:, :, None] - positions[:, None, :] < window
+    mask = torch.zeros(shown.shape, dtype=dtype, device=branch.device)
+    return mask.masked_fill(~shown, torch.finfo(dtype).min)[:, None]
 
 
 def model_masks(
     config: PretrainedConfig,
     branch: Int[Tensor, "B L"],
+    seen: Int[Tensor, "B L"],
     positions: Int[Tensor, "B L"],
     dtype: torch.dtype,
 ) -> Tensor | dict[str, Tensor]:
@@ -110,10 +145,10 @@ def model_masks(
             f"{config.model_type}: has layers of kind {other}; "
             "only layers that attend to all tokens or to a sliding window can be used"
         )
-    full = tree_mask(branch, positions, dtype)
+    full = tree_mask(branch, seen, positions, dtype)
     if window is None or window > int(positions.max()):
         return dict.fromkeys(kinds, full) if len(kinds) > 1 else full
-    slid = tree_mask(branch, positions, dtype, window)
+    slid = tree_mask(branch, seen, positions, dtype, window)
     if len(kinds) > 1:
         return {kind: slid if kind == SLIDING else full for kind in kinds}
     return full if kinds == {FULL} else slid
@@ -206,8 +241,9 @@ def _padded(
     ids = _filled(model, [tree.ids for tree in trees], pad)
     positions = _filled(model, [tree.positions for tree in trees], 0)
     branch = _filled(model, [tree.branch for tree in trees], PADDING)
+    seen = _filled(model, [tree.seen for tree in trees], PADDING + 1)
     starts = torch.arange(len(trees), device=ids.device) * ids.shape[1]
-    masks = model_masks(model.config, branch, positions, model.dtype)
+    masks = model_masks(model.config, branch, seen, positions, model.dtype)
     return ids, positions, starts, masks, nullcontext()
 
 
@@ -226,9 +262,14 @@ def _packed(
 
 def _is_worth_packing(model: PreTrainedModel, trees: Sequence[Tree]) -> bool:
     """Whether padding would waste more than laying out attention costs, and nothing forbids it."""
-    sizes = [len(tree.ids) for tree in trees]
-    wasteful = max(sizes) * len(sizes) > WASTE * sum(sizes)
-    return wasteful and is_packable(model, max(max(tree.positions) for tree in trees) + 1)
+    if any(tree.until for tree in trees) or not is_uneven([len(tree.ids) for tree in trees]):
+        return False
+    return is_packable(model, max(max(tree.positions) for tree in trees) + 1)
+
+
+def is_uneven(lengths: Sequence[int]) -> bool:
+    """Whether rows of these lengths waste more by padding than laying them end to end costs."""
+    return max(lengths) * len(lengths) > WASTE * sum(lengths)
 
 
 def is_packable(model: nn.Module, longest: int) -> bool:

@@ -22,7 +22,7 @@ from spillover.finetune.lora import AdapterWeights, LoraBank, alike
 from spillover.kernels import shorten
 from spillover.models.loading import load_source, product_dtype
 from spillover.rows import Conversation
-from spillover.trees import Tree, grow
+from spillover.trees import Tree, grow, grow_shared, is_uneven
 
 if TYPE_CHECKING:
     from spillover.ask import Asked
@@ -135,15 +135,16 @@ class LocalEngine:
         thoughts: Sequence[str | None] | None = None,
     ) -> list[list[float]]:
         """Log-probabilities of whole choices; entry i is answered by respondent who[i]."""
+        asked = list(zip(conversations, thoughts or [None] * len(who), choices, strict=True))
+        prompts = [self._prompt(conversation, thought) for conversation, thought, _ in asked]
+        lay_out = grow if prompts and is_uneven([*map(len, prompts)]) else grow_shared
         grown: dict[tuple[str, str | None, tuple[str, ...]], Tree] = {}
         trees = []
-        for conversation, listed, thought in zip(
-            conversations, choices, thoughts or [None] * len(who), strict=True
-        ):
+        for prompt, (conversation, thought, listed) in zip(prompts, asked, strict=True):
             key = (_as_text(conversation), thought, tuple(listed))
             if key not in grown:  # most respondents are asked the same
                 ends = [self._choice(conversation, text, thought) for text in listed]
-                grown[key] = grow(self._prompt(conversation, thought), ends)
+                grown[key] = lay_out(prompt, ends)
             trees.append(grown[key])
         scores: list[list[float]] = []
         for at, size in self._batches(trees, whole_runs(who)):

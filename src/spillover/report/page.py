@@ -10,13 +10,17 @@ instead of compiling them, and so needs no ``eval``.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import json
 import math
+import os
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from spillover.folder import cache_folder
 from spillover.judge import MOST_NATS, MOST_TOKENS
 from spillover.report import tables, words
 from spillover.report.answers import MOST_ANSWERS, answers_beside
@@ -80,10 +84,23 @@ def render(data: ReportData) -> str:
 
 @functools.cache
 def vega_bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, from the copy inside vl-convert."""
+    """Vega, Vega-Lite and Vega-Embed as one script, from the copy inside vl-convert.
+
+    Bundling takes a second and gives the same every time, so it is kept.
+    """
     import vl_convert
 
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vegalite_version())
+    made, used = metadata.version("vl-convert-python"), vegalite_version()
+    kept = cache_folder() / f"vega-{made}-{used}.js"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return kept.read_text(encoding="utf-8")
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", used)
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name(f"{kept.name}.{os.getpid()}")  # others may write it as well
+        partial.write_text(bundle, encoding="utf-8", newline="\n")
+        partial.replace(kept)
+    return bundle
 
 
 def content_policy(*scripts: str) -> str:

@@ -89,7 +89,7 @@ def strip(picture: Strip) -> alt.LayerChart:
     if picture.rings:
         look["fill"] = "white"
     zero, span, mean, seed, note = (
-        alt.Chart(alt.InlineData(values=values))
+        alt.Chart(_shared(values))
         for values in ([{"value": 0}], _data(spans), _data(means), _data(seeds), notes)
     )
     cap = span.mark_tick(thickness=2, size=14, opacity=1)
@@ -202,6 +202,17 @@ def _data(marks: Iterable[Mark]) -> list[Record]:
             }
         )
     return result
+
+
+def _shared(values: list[Record]) -> alt.InlineData:
+    """Values that Altair's many deep copies of a chart hold together."""
+    import altair as alt
+
+    class Shared(alt.InlineData):
+        def __deepcopy__(self, _memo: object = None) -> Shared:
+            return self
+
+    return Shared(values=values)
 
 
 def _reasons(picture: Strip) -> alt.LayerChart:
