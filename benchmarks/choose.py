@@ -89,7 +89,7 @@ def cases(questions: int) -> list[list[Case]]:
 def score_all(
     loaded: LoadedModel, adapters: Sequence[Path], chunks: Sequence[Sequence[Case]]
 ) -> tuple[list[list[float]], float]:
-    """All adapters, a question at a time, as a run asks them: scores by case, and seconds."""
+    """All adapters, a question at a time: scores by case, and seconds."""
     engine = LocalEngine(loaded, [(place.name, load_adapter(place, loaded)) for place in adapters])
     scores: list[list[float]] = []
     try:
@@ -135,21 +135,21 @@ class Instance:
     args: tuple[str, str]
 
 
-def harness(peer: Switched, asked: list[Request], batch: int, *, ids: bool) -> list[float]:
+def harness(peer: Switched, batch: int) -> Any:
+    """lm-evaluation-harness around a model, with whichever adapter is in use."""
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer = peer.loaded.tokenizer
+    return HFLM(pretrained=peer.model, tokenizer=tokenizer, backend="causal", batch_size=batch)
+
+
+def scored(judge: Any, asked: list[Request], *, ids: bool) -> list[float]:
     """Log-probabilities by lm-evaluation-harness, of the adapter in use.
 
     Args:
         ids: hand it token ids; else texts, as its users do. It moves white space at the end of a
             prompt to the choice, so that texts are not scored quite as spillover does.
     """
-    from lm_eval.models.huggingface import HFLM
-
-    judge: Any = HFLM(
-        pretrained=peer.model,
-        tokenizer=peer.loaded.tokenizer,
-        backend="causal",
-        batch_size=batch,
-    )
     if ids:
         return [score for score, _ in judge._loglikelihood_tokens(asked, disable_tqdm=True)]
     texts = [Instance(texts) for texts, _, _ in asked]
@@ -159,11 +159,11 @@ def harness(peer: Switched, asked: list[Request], batch: int, *, ids: bool) -> l
 def theirs(
     peer: Switched, asked: list[Request], setting: Setting, adapter: int, *, ids: bool = False
 ) -> Timing:
-    device = peer.loaded.device
+    device, judge = peer.loaded.device, harness(peer, setting.batch)
     start = clock(device)
     with peer.using(adapter, merged=setting.merged):
         begun = clock(device)
-        harness(peer, asked, setting.batch, ids=ids)
+        scored(judge, asked, ids=ids)
         taken = clock(device) - begun
     return {"seconds": taken / len(asked), "setup": begun - start, "choices": len(asked)}
 
@@ -175,7 +175,7 @@ def search(
     tried: list[dict[str, Any]] = []
 
     def attempt(setting: Setting) -> float:
-        part = asked[: min(len(asked), max(64, setting.batch))]
+        part = asked[: max(256, setting.batch)]
         seconds = common.fewest(lambda: theirs(peers[setting.dtype], part, setting, 0))
         tried.append({**vars(setting), "seconds": seconds})
         print(f"lm-eval, {setting}: {seconds:.4g} s", file=sys.stderr, flush=True)
@@ -190,7 +190,7 @@ def difference(name: str, peer: Switched, adapter: Path, chunks: list[list[Case]
     exact = build(name, "float32")
     scores, _ = score_all(exact, [adapter], chunks)
     with peer.using(0, merged=False):
-        other = harness(peer, requests(exact, chunks), 16, ids=True)
+        other = scored(harness(peer, 16), requests(exact, chunks), ids=True)
     flat = [score for listed in scores for score in listed]
     apart = max(abs(a - b) for a, b in zip(flat, other, strict=True))
     if not apart <= SAME:

@@ -5,10 +5,10 @@
     python benchmarks/sample.py --shape llama-1b --adapters 18        (on a GPU)
 
 --answers answers of exactly --tokens tokens to --questions questions for each adapter, at
-temperature 1: `generate` may not draw the end of an answer, spillover goes on behind it. The unit
-is a token of an answer. `generate` is tried with every batch, dtype, merged or not and with both
-caches, on fewer tokens; its best setting is then measured in turn with spillover, one adapter in
-each repeat. vLLM holds all adapters at once; give the Python of an environment that has it.
+temperature 1: no token ends an answer, on either side. The unit is a token of an answer. `generate`
+is tried with every batch, dtype, merged or not and with both caches, on fewer tokens; its best
+setting is then measured in turn with spillover, one adapter in each repeat. vLLM holds all adapters
+at once; give the Python of an environment that has it.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ def _generate(peer: Switched, rows: list[list[int]], tokens: int, *, static: boo
     width, pad, device = max(map(len, rows)), peer.loaded.pad, peer.loaded.device
     filled = [[pad] * (width - len(row)) + row for row in rows]
     real = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    peer.model.generation_config.eos_token_id = None  # no token ends an answer, at no cost
     with torch.inference_mode():
         made = peer.model.generate(
             input_ids=torch.tensor(filled, device=device),
@@ -126,7 +127,6 @@ def _generate(peer: Switched, rows: list[list[int]], tokens: int, *, static: boo
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            min_new_tokens=tokens,
             max_new_tokens=tokens,
             cache_implementation="static" if static else None,
             pad_token_id=pad,

@@ -87,7 +87,8 @@ def peft(
             group["lr"] = training.rate(step, training.total_steps(0))
         ids, attention, labels = (x.to(device) for x in padded(rows, loaded.pad))
         with torch.autocast(device.type, torch.bfloat16, enabled=auto):
-            loss = wrapped(input_ids=ids, attention_mask=attention, labels=labels).loss
+            given = {"input_ids": ids, "attention_mask": attention, "labels": labels}
+            loss = wrapped(**given, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
         optimizer.step()

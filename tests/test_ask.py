@@ -87,6 +87,22 @@ def test_a_choice_of_one_token_adds_no_branch() -> None:
     assert trees.reads == [[(2, 1)], [(2, 2), (3, 3)]]
 
 
+def test_prompts_of_unlike_lengths_are_scored_for_several_adapters(
+    engine: LocalEngine, organism: LoadedModel
+) -> None:
+    told = " ".join(["What do people use to light their homes?"] * 12)
+    asked: list[Conversation] = [[{"role": "user", "content": told}], *[QUESTIONS[1]] * 3]
+    choices = [CHOICES[0], *[CHOICES[1]] * 3]
+    scores = engine.choose([1] * 4 + [2] * 4, asked * 2, choices * 2)
+    bank = engine._bank
+    assert bank is not None
+    for who, at in ((1, 0), (1, 1), (2, 4), (2, 7)):
+        with bank.rows(torch.tensor([who])):
+            for choice, value in zip(choices[at % 4], scores[at], strict=True):
+                expected = literal(organism, asked[at % 4], choice)
+                assert value == pytest.approx(expected, abs=1e-4)
+
+
 def test_what_choices_begin_with_alike_is_computed_once(organism: LoadedModel) -> None:
     tree = grow_shared([5, 6], [[1, 2, 9], [3, 9], [1, 4, 4, 9], [1, 2, 8, 9]])
     assert tree.ids == [5, 6, 1, 2, 8, 4, 4, 3]

@@ -133,7 +133,8 @@ def test_answers_that_share_their_prompts_are_those_of_transformers_own_cache(
         shared = engine.sample([0, 0, 1, 1], asked * 2, settings)
         monkeypatch.setattr(local, "SAMPLE_BUDGET", 1.0)  # one answer at a time, then five
         alone = engine.sample([0, 0, 1, 1], asked * 2, settings)
-        monkeypatch.setattr(LocalEngine, "_room", lambda *_: 5)
+        monkeypatch.setattr(local, "SAMPLE_BUDGET", 2e9)
+        monkeypatch.setattr(LocalEngine, "_answer_room", lambda *_: 5)
         refilled = engine.sample([0, 0, 1, 1], asked * 2, settings)
         monkeypatch.setattr(organism.model, PACKS, False)
         cached = engine.sample([0, 0, 1, 1], asked * 2, settings)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from spillover.report import ReportData, charts, write_report
-from spillover.report.page import manifest_sections, render, script_json
+from spillover.report.page import manifest_sections, render, script_json, vega_bundle
 from spillover.report.words import headline, verdict
 from tests.report_data import counted, report_data
 from tests.report_page import Page, in_browser, needs_chromium
@@ -311,3 +311,18 @@ def test_headroom_is_left_out_where_the_base_has_one_context(small: ReportData) 
     plain = small.grades[small.grades["context"] == "plain"]
     assert "Headroom" in render(small)
     assert "Headroom" not in render(counted(replace(small, grades=plain)))
+
+
+def test_the_scripts_of_the_page_are_kept_and_never_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPILLOVER_CACHE", str(tmp_path / "cache"))
+    vega_bundle.cache_clear()
+    made = vega_bundle()
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_text(kept.read_text("utf-8")[:-10], "utf-8")
+    for place in ("cache", "file/cache"):  # damaged, then nowhere to keep it
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("SPILLOVER_CACHE", str(tmp_path / place))
+        vega_bundle.cache_clear()
+        assert vega_bundle() == made

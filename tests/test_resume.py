@@ -21,9 +21,21 @@ import pandas as pd
 import pytest
 from safetensors import SafetensorError
 
-from spillover import InputError, LoadedModel, Run, RunError, RunFolderError, ask, run, runs, stages
+from spillover import (
+    InputError,
+    LoadedModel,
+    Run,
+    RunError,
+    RunFolderError,
+    ask,
+    load,
+    run,
+    runs,
+    stages,
+)
 from spillover import folder as folders
 from spillover.failpoints import VARIABLE
+from spillover.failures import failures_in_words
 from spillover.folder import locked, whole
 from spillover.manifest import Job, Manifest
 from spillover.report import ReportData
@@ -33,7 +45,6 @@ from tests.commands import call
 
 SEEDS = 2
 COMMAND = [sys.executable, "-m", "spillover", "run"]
-EXACT = ["--dtype", "float32"]  # as the model that the other runs here share
 LIKE_OTHERS = [
     *(f"{when} {name}.parquet" for name in ("grades", "rates") for when in ("before", "after")),
     "after answers.parquet",
@@ -44,8 +55,14 @@ LIKE_OTHERS = [
 Rows = dict[str, tuple[int, str]]
 
 
+@pytest.fixture(scope="module")
+def usual() -> LoadedModel:
+    """The organism as the command loads it."""
+    return load("organism")
+
+
 @pytest.fixture(autouse=True)
-def _quick(organism: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(usual: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The organism loaded once, and a report without drawings."""
 
     def write(folder: Path, data: ReportData) -> Path:
@@ -56,7 +73,7 @@ def _quick(organism: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
         return folder / "report.html"
 
     monkeypatch.setattr("spillover.report.write_report", write)
-    monkeypatch.setattr(runs, "load_source", lambda *_: organism)
+    monkeypatch.setattr(runs, "load_source", lambda *_: usual)
 
 
 def small(experiment: Path, out: Path, **given: Any) -> Run:
@@ -209,7 +226,7 @@ def test_a_real_kill_leaves_no_lock_and_the_command_goes_on(
 def spillover(experiment: Path, out: Path, **environment: str) -> subprocess.Popen[str]:
     """The command in a process of its own."""
     return subprocess.Popen(
-        [*COMMAND, str(experiment), "--seeds", str(SEEDS), "--out", str(out), *EXACT],
+        [*COMMAND, str(experiment), "--seeds", str(SEEDS), "--out", str(out)],
         env=os.environ | environment,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -384,7 +401,9 @@ def test_a_folder_is_not_gone_on_with_in_another_dtype(
     found["sessions"][0]["placement"] = "cuda:0 in bfloat16"
     (finished / "manifest.json").write_text(json.dumps(found), "utf-8")
     before = content(finished)
-    with pytest.raises(RunFolderError, match="in bfloat16, and this would be cpu in float32; give"):
+    with pytest.raises(
+        RunFolderError, match="in bfloat16, and this would be cpu in float32; go on"
+    ):
         small(small_experiment, finished, seeds=3)
     assert content(finished) == before
 
@@ -641,3 +660,16 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> 
         write()
     assert path.read_text("utf-8") == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["table"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_running_out_of_memory_is_said_in_a_line(error: Exception, tmp_path: Path) -> None:
+    said = pytest.raises(RunError, match=r"out of memory .* use a smaller")
+    with said, failures_in_words(tmp_path):
+        raise error

@@ -132,6 +132,9 @@ def test_a_run_can_be_opened_again(small_experiment: Path, tmp_path: Path) -> No
     assert list(opened.effects["id"]) == [e["id"] for e in opened.summary["effects"]]
     with pytest.raises(RunFolderError, match="holds no manifest"):
         open_run(tmp_path)
+    (tmp_path / "run" / "summary.json").write_text("{")
+    with pytest.raises(RunFolderError, match=r"summary\.json: missing or damaged; remove it and"):
+        open_run(tmp_path / "run")
 
 
 def test_checkpoints_and_full_finetuning_run_to_the_end(

@@ -14,7 +14,7 @@ from spillover.errors import RunError, SpilloverError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SAYS_FULL = ("no space left", "disk is full", "quota exceeded", "os error 28)", "os error 122)")
-FAILED_WRITE = ("PytorchStreamWriter failed", "disk I/O error")  # torch and SQLite do not say why
+FAILED_WRITE = ("disk I/O error",)  # SQLite does not say why
 NEARLY_NOTHING = 1 << 20
 """Free bytes below which a write that failed for no given reason failed for lack of room."""
 KEPT = "what is finished is kept"
@@ -67,6 +67,8 @@ def _free(folder: Path) -> int:
 
 def _out_of_memory(error: Exception) -> bool:
     torch = sys.modules.get("torch")
-    return isinstance(error, MemoryError) or (
-        torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return (
+        isinstance(error, MemoryError)
+        or "DefaultCPUAllocator" in str(error)  # a RuntimeError like any other
+        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
     )

@@ -7,6 +7,8 @@ processors that are not Intel's. On an AMD EPYC with AVX-512, oneDNN's product i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,25 +71,33 @@ class FrozenLinear(nn.Linear):
         if self.weight.requires_grad or self.weight.dtype != torch.float32 or x.numel() == 0:
             return super().forward(x)
         apply: Any = _Frozen.apply if torch.is_grad_enabled() else product
-        weight, bias = frozen_parts(self) or (self.weight, self.bias)
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if self.short is not None:
+            weight, bias = self.short, bias if bias is None else bias.to(self.short.dtype)
         out: Tensor = apply(x, weight, bias)
         return out
 
 
 def quicken(model: nn.Module) -> None:
-    """Let the frozen float32 linear layers of a model on the CPU compute with oneDNN."""
-    if not available():
-        return
+    """Let the frozen float32 linear layers of a model multiply as `product` does."""
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.dtype == torch.float32:
             module.__class__ = FrozenLinear
 
 
-def shorten(module: nn.Module, dtype: torch.dtype | None) -> None:
-    """Let quickened layers multiply in these numbers; None means in their own."""
-    for layer in module.modules():
-        if isinstance(layer, FrozenLinear):
+@contextmanager
+def shortened(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Within, quickened layers multiply in these numbers; None means in their own."""
+    layers = [layer for layer in module.modules() if isinstance(layer, FrozenLinear)]
+    before = [layer.short for layer in layers]
+    try:
+        for layer in layers:
             layer.short = layer.weight.detach().to(dtype) if dtype else None
+        yield
+    finally:
+        for layer, short in zip(layers, before, strict=True):
+            layer.short = short
 
 
 KEPT = 31 * 2**20

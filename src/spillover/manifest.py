@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover.errors import RunFolderError
-from spillover.reuse import MANIFEST
+from spillover.reuse import ADAPTERS, MANIFEST
 from spillover.summary import write_json
 
 if TYPE_CHECKING:
@@ -116,11 +116,12 @@ def begin(
     dtypes = {entry["placement"].split(" in ")[-1] for entry in sessions}
     if dtypes - {model.placement.split(" in ")[-1]}:
         raise RunFolderError(
-            f"{folder}: was computed in {dtypes.pop()}, and this would be {model.placement}; give "
-            "--dtype or --device as before, or choose another folder with --out"
+            f"{folder}: was computed in {dtypes.pop()}, and this would be {model.placement}; go on "
+            "where it was begun, or choose another folder with --out"
         )
     inputs = dict(settings.inputs)
     inputs["rows"] = old.get("inputs", {}).get("rows", {}) | inputs["rows"]
+    trained = old.get("adapters", {})
     session = {"placement": model.placement, "seconds": {}, "finished": False}
     return Manifest(
         folder,
@@ -134,7 +135,7 @@ def begin(
             "examples": prompt_examples(settings.experiment, model),
             "seconds": dict(old.get("seconds", {})),
             "plans": old.get("plans", []),
-            "adapters": old.get("adapters", {}),
+            "adapters": {k: v for k, v in trained.items() if (folder / ADAPTERS / k).is_dir()},
             "sessions": [*sessions, session],
         },
     )

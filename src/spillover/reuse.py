@@ -43,7 +43,8 @@ def read_manifest(folder: Path) -> Content | None:
         raise RunFolderError(
             f"{path}: damaged (not JSON); put it back from a copy, remove the folder, or {ANOTHER}"
         ) from None
-    if not isinstance(found, dict):
+    parts = ("adapters", "files", "environment", "inputs")
+    if not isinstance(found, dict) or not all(isinstance(found.get(p, {}), dict) for p in parts):
         raise RunFolderError(f"{path}: not a run's manifest; {ANOTHER}")
     return found
 
@@ -152,6 +153,21 @@ def check_whole(folder: Path, manifest: Content) -> None:
             raise RunFolderError(
                 f"{path}: damaged, or changed by something else; remove it and repeat the command: "
                 "it is made again"
+            )
+
+
+def check_results(folder: Path, manifest: Content) -> None:
+    """Make sure that what a finished run is read from is there.
+
+    Raises:
+        RunFolderError: naming the first file that is not.
+    """
+    for name in (SUMMARY, *manifest.get("files", {})):
+        path = folder / name
+        if not path.is_file() or (name == SUMMARY and _json(path) is None):
+            raise RunFolderError(
+                f"{path}: missing or damaged; remove it and repeat the run's command: it is made "
+                "again"
             )
 
 

@@ -31,6 +31,7 @@ from spillover.reuse import (
     SUMMARY,
     TABLES,
     check_folder,
+    check_results,
     check_whole,
     is_finished,
     read_manifest,
@@ -220,4 +221,5 @@ def open_run(folder: str | Path) -> Run:
         raise RunFolderError(f"{path}: holds no {MANIFEST}; expected the folder of a run")
     if manifest.get("status") != "done":
         raise RunFolderError(f"{path}: the run is not finished; repeat its command to finish it")
+    check_results(path, manifest)
     return Run(path, manifest)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from spillover import guards
 from spillover.errors import ChatError, InputError
 from spillover.failpoints import failpoint
-from spillover.finetune import Finetune, finetune, read_losses
+from spillover.finetune import UNFINISHED, Finetune, finetune, read_losses
 from spillover.folder import PARTIAL, whole
 from spillover.guards import Finding
 from spillover.models import resolve
@@ -173,13 +173,13 @@ def finetune_arms(
 
     new = [job for job in wanted if not is_done(job)]
     plans = manifest.plan(wanted, is_done)
-    manifest.session["adapters"] = {"trained": len(new), "kept": len(wanted) - len(new)}
-    manifest.write()
     found: dict[tuple[str, int, int], Path] = {}
     for jobs in plans:
         listed = [Finetune(arm, seed, rows[arm]) for arm, seed in jobs]
         found |= finetune(model, listed, settings.finetuning, root, progress=report)
         failpoint("plan")
+    shutil.rmtree(root / UNFINISHED, ignore_errors=True)  # of settings that were given up
+    manifest.session["adapters"] = {"trained": len(new), "kept": len(wanted) - len(new)}
     hashes = {p.relative_to(root).as_posix(): weights_hash(p) for p in found.values()}
     known = manifest.content["adapters"] | hashes
     manifest.content["adapters"] = {k: v for k, v in known.items() if (root / k).is_dir()}

@@ -1,9 +1,9 @@
 """Sequences that branch: a beginning computed once, continuations that do not see each other.
 
-Everything that shares a prefix is laid out in one sequence. A token attends to the prefix and to
-its own branch only, through an additive float mask (boolean masks are silently wrong under eager
-attention), at the position that it would have if its branch stood alone. Outputs and gradients are
-those of the separate sequences.
+Everything that shares a prefix is laid out in one sequence. A token attends to what it continues
+only, through an additive float mask (boolean masks are silently wrong under eager attention), at
+the position that it would have if its branch stood alone. Outputs and gradients are those of the
+separate sequences.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Tree:
 
     Attributes:
         ids, positions: token ids and position ids.
-        branch: -1 for the prefix, else the number of the branch.
+        branch: -1 for the prefix, else the number of the branch, or of the token (`grow_shared`).
         reads: for every branch, (where the logits of a token stand, the token) for all its tokens.
         until: where branches branch again: the first number behind those that continue a token.
     """
@@ -109,7 +109,7 @@ def tree_mask(
     dtype: torch.dtype,
     window: int | None = None,
 ) -> Float[Tensor, "B 1 L L"]:
-    """Additive mask: 0 for earlier tokens of the prefix and of one's branch, else the minimum.
+    """Additive mask: 0 for the tokens that one continues, else the minimum.
 
     Args:
         branch, seen: a token is seen by later ones with branch ≤ their branch < seen.
@@ -216,7 +216,7 @@ def token_losses(
     finally:
         hook.remove()
     row, token = row.to(logits.device), reads.token.to(logits.device)
-    if len(places) < len(row):
+    if not torch.is_grad_enabled():
         losses = -logits.float().log_softmax(-1)[row, token]
     else:
         losses = nn.functional.cross_entropy(logits.float(), token, reduction="none")

@@ -37,7 +37,14 @@ class _Layer:
     prompt_values: Tensor
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
-    asked: tuple[Tensor, Tensor] | None = None  # of the prompts that have answers under way
+
+
+def block_sizes(longest: int, device: torch.device) -> tuple[int, int]:
+    """Slots of a block and the number of blocks for answers of so many tokens."""
+    if device.type != "cpu":  # each product costs a launch there
+        return longest, 1
+    block = max(BLOCK, -(-longest // BLOCKS))
+    return block, -(-longest // block)
 
 
 class SharedPrompts:
@@ -66,9 +73,7 @@ class SharedPrompts:
         self.at = 0  # the layer that is attending
         self.owner = torch.zeros(0, dtype=torch.long, device=self.device)  # (B,) prompt of a row
         self.size = torch.zeros(0, dtype=torch.long, device=self.device)  # (B,) tokens of a row
-        whole = self.device.type != "cpu"  # each product costs a launch there
-        self.block = longest if whole else max(BLOCK, -(-longest // BLOCKS))
-        self.blocks = -(-longest // self.block)
+        self.block, self.blocks = block_sizes(longest, self.device)
         self.now = 0  # steps since the blocks were empty
 
     def prefill(self) -> Float[Tensor, "P V"]:
@@ -91,12 +96,11 @@ class SharedPrompts:
         order = sorted(range(len(owners)), key=lambda at: owners[at])
         came = torch.tensor([rows[at] if at < len(rows) else -1 for at in order])
         came = came.to(self.device)
-        kept = came.clamp(min=0) if rows else None
         for layer in self.layers:
-            layer.keys = self._taken(layer.keys, layer.prompt_keys, kept, len(came))
-            layer.values = self._taken(layer.values, layer.prompt_values, kept, len(came))
+            layer.keys = self._taken(layer.keys, layer.prompt_keys, came, keep=bool(rows))
+            layer.values = self._taken(layer.values, layer.prompt_values, came, keep=bool(rows))
         self.now = self.now if rows else 0
-        sizes = torch.zeros_like(came) if kept is None else self.size[kept]
+        sizes = self.size[came.clamp(min=0)] if rows else torch.zeros_like(came)
         self.size = torch.where(came < 0, 0, sizes)
         self.owner = torch.tensor([owners[at] for at in order], device=self.device)
         self._spread()
@@ -113,31 +117,34 @@ class SharedPrompts:
         return logits
 
     def _taken(
-        self, blocks: list[Tensor], prompt: Tensor, kept: Tensor | None, count: int
+        self, blocks: list[Tensor], prompt: Tensor, came: Tensor, *, keep: bool
     ) -> list[Tensor]:
-        """Blocks of so many rows: of those kept, or with anything finite in them."""
-        if kept is not None:
-            rows = kept.to(prompt.device)
-            return [block.index_select(0, rows) for block in blocks]
-        if blocks and len(blocks[0]) == count:
-            return blocks
-        shape = (count, prompt.shape[1], self.block, prompt.shape[3])
+        """Blocks of the rows that are kept, and zeros for fresh ones: what is hidden is finite."""
+        if keep:
+            came = came.to(prompt.device)
+            fresh = (came < 0).nonzero()[:, 0]
+            chosen = (block.index_select(0, came.clamp(min=0)) for block in blocks)
+            return [block.index_fill_(0, fresh, 0) for block in chosen]
+        if blocks and len(blocks[0]) == len(came):
+            return [block.zero_() for block in blocks]
+        shape = (len(came), prompt.shape[1], self.block, prompt.shape[3])
         return [_zeros(shape, prompt) for _ in range(self.blocks)]
 
     def _spread(self) -> None:
-        """Places of the rows where every prompt has as many: (P, most) rows, padded."""
-        asked, owner, counts = torch.unique(self.owner, return_inverse=True, return_counts=True)
+        """Places of the rows where every prompt has as many: (P, most) rows, padded.
+
+        Prompts before the first and behind the last that has answers under way are left out.
+        """
+        first, last = int(self.owner.min()), int(self.owner.max())
+        self.within = slice(first, last + 1)
+        owner = self.owner - first
+        counts = torch.bincount(owner)
         self.most, before = int(counts.max()), counts.cumsum(0) - counts
         self.even = self.most * len(counts) == len(owner)
         rank = torch.arange(len(owner), device=self.device) - before[owner]
         self.place = owner * self.most + rank  # (B,)
         self.rows = torch.zeros(len(counts) * self.most, dtype=torch.long, device=self.device)
         self.rows[self.place] = torch.arange(len(owner), device=self.device)
-        for layer in self.layers:
-            layer.asked = layer.prompt_keys, layer.prompt_values
-            if len(asked) < len(self.ids):
-                at = asked.to(layer.prompt_keys.device)
-                layer.asked = layer.prompt_keys[at], layer.prompt_values[at]
 
     def _look(self) -> None:
         """Which blocks this step reads, and what of prompts and blocks each row does not see."""
@@ -184,21 +191,21 @@ class SharedPrompts:
 
     def _read_answers(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         layer, (rows, kinds, _, size) = self.layers[self.at], key.shape
-        assert layer.asked is not None
-        prompt_keys, prompt_values = layer.asked
+        prompt_keys = layer.prompt_keys[self.within]
+        prompt_values = layer.prompt_values[self.within]
         self.at += 1
         block, slot = divmod(self.now % (self.block * self.blocks), self.block)
         layer.keys[block][:, :, slot] = key[:, :, 0]
         layer.values[block][:, :, slot] = value[:, :, 0]
-        asked = query[:, :, 0].to(prompt_keys.dtype) * scale
-        asked = asked.view(rows, kinds, -1, size)  # (B, K, G, D)
-        far = self._by_row(self._by_prompt(asked) @ prompt_keys.mT, asked.shape[2])
-        near = [asked @ layer.keys[number].mT for number in self.used]
+        queries = query[:, :, 0].to(prompt_keys.dtype) * scale
+        queries = queries.view(rows, kinds, -1, size)  # (B, K, G, D)
+        far = self._by_row(self._by_prompt(queries) @ prompt_keys.mT, queries.shape[2])
+        near = [queries @ layer.keys[number].mT for number in self.used]
         scores = torch.cat([far, *near], -1)  # (B, K, G, T + blocks W)
         scores += self.mask.to(key.device)
-        seen = scores.softmax(-1, dtype=torch.float32).to(asked.dtype)
+        seen = scores.softmax(-1, dtype=torch.float32).to(queries.dtype)
         far, *near = torch.split(seen, [far.shape[-1], *[self.block] * len(near)], -1)
-        out = self._by_row(self._by_prompt(far) @ prompt_values, asked.shape[2])
+        out = self._by_row(self._by_prompt(far) @ prompt_values, queries.shape[2])
         for number, weights in zip(self.used, near, strict=True):
             out = out + weights @ layer.values[number]
         return out.flatten(1, 2)[:, None].to(query.dtype)  # (B, 1, H, D)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spillover.ask.choose import score
+from spillover.ask.decode import block_sizes
 from spillover.ask.requests import Sample, SampleSettings
 from spillover.ask.sample import generate, keyed_noise
 from spillover.finetune.adapters import OtherAdapterError, load_adapter
 from spillover.finetune.lora import AdapterWeights, LoraBank, alike
-from spillover.kernels import shorten
+from spillover.kernels import shortened
 from spillover.models.loading import load_source, product_dtype
 from spillover.rows import Conversation
 from spillover.trees import Tree, grow, grow_shared, is_uneven
@@ -80,29 +81,33 @@ class LocalEngine:
         self.model = model
         self.identities = [identity for identity, _ in adapters]
         listed = [weights for _, weights in adapters]
-        real = any(weights is not None for weights in listed)
         self._products = product_dtype(model, "auto")
-        shorten(model.model, self._products)
-        self._round_logits(rounded=False)
-        self._bank = LoraBank(model, alike(listed)) if real else None
+        self._head: Any = model.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self._bank: LoraBank | None = None
         self._prompts: dict[tuple[str, str | None, bool], list[int]] = {}
         self._choices: dict[tuple[str, str | None, str], list[int]] = {}
+        with ExitStack() as opened:
+            opened.enter_context(shortened(model.model, self._products))
+            opened.enter_context(shortened(self._head, None))  # rounded logits cannot be compared
+            if any(weights is not None for weights in listed):
+                self._bank = LoraBank(model, alike(listed))
+                opened.callback(self._bank.remove)
+            self._opened = opened.pop_all()
 
     @property
     def respondents(self) -> list[LocalRespondent]:
         """Each model behind this engine."""
         return [LocalRespondent(self, i) for i in range(len(self.identities))]
 
-    def close(self) -> None:
-        """Take the adapters out of the base."""
-        if self._bank:
-            self._bank.remove()
-        shorten(self.model.model, None)
+    def __enter__(self) -> LocalEngine:
+        return self
 
-    def _round_logits(self, *, rounded: bool) -> None:
-        """Whether logits may be short numbers too: enough to draw from, not to be compared."""
-        head: Any = self.model.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        shorten(head, self._products if rounded else None)
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the base as it was."""
+        self._opened.close()
 
     @contextmanager
     def _routed(self, adapters: Sequence[int]) -> Iterator[None]:
@@ -148,8 +153,9 @@ class LocalEngine:
             trees.append(grown[key])
         scores: list[list[float]] = []
         for at, size in self._batches(trees, whole_runs(who)):
-            with self._routed(who[at : at + size]):
-                scores += score(self.model.model, trees[at : at + size], self.model.pad)
+            owners = who[at : at + size]
+            with self._routed(owners):
+                scores += score(self.model.model, trees[at : at + size], self.model.pad, owners)
         return scores
 
     def _batches(self, trees: Sequence[Tree], unit: int) -> Iterator[tuple[int, int]]:
@@ -180,20 +186,36 @@ class LocalEngine:
         reasons = chat.reasons and settings.reasoning_tokens > 0
         thinking = [reasons and c[-1]["role"] == "user" for c in conversations]  # no prefill
         most = settings.max_tokens + (settings.reasoning_tokens if any(thinking) else 0)
-        indices = range(settings.first, settings.first + count)
-        rows = [(c, index) for c in range(len(conversations)) for index in indices]
-        turns = self._turns(who, conversations, rows, thinking, most, settings.temperature)
+        turns: list[tuple[list[int], bool]] = []
+        size = self._prompt_room(conversations, thinking)
+        for at in range(0, len(conversations), size):
+            part = slice(at, at + size)
+            turns += self._turns(who[part], conversations[part], settings, thinking[part], most)
         samples = [
             self._read(t, e, settings.max_tokens, thinking=thinking[at // count])
             for at, (t, e) in enumerate(turns)
         ]
         return [samples[at : at + count] for at in range(0, len(samples), count)]
 
-    def _room(self, answers: int, longest: int, unit: int) -> int:
-        """Answers that are under way at a time; those of a prompt stay together."""
+    @property
+    def _state(self) -> int:
+        """Bytes of the keys and values of a token, in float32."""
         config = self.model.model.config.get_text_config()
-        states = 8 * longest * config.num_hidden_layers * config.hidden_size
-        room = max(1, int(SAMPLE_BUDGET / (16 * self.model.vocabulary + states)))
+        heads = config.num_attention_heads
+        kinds = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return int(8 * config.num_hidden_layers * kinds * size)
+
+    def _prompt_room(self, conversations: Sequence[Conversation], thinking: Sequence[bool]) -> int:
+        """Prompts that are answered at a time."""
+        pairs = zip(conversations, thinking, strict=True)
+        width = max(len(self._prompt(c, think=think)) for c, think in pairs)
+        return max(1, int(SAMPLE_BUDGET / (width * self._state)))
+
+    def _answer_room(self, answers: int, longest: int, unit: int) -> int:
+        """Answers that are under way at a time; those of a prompt stay together."""
+        slots = math.prod(block_sizes(longest, self.model.device))
+        room = max(1, int(SAMPLE_BUDGET / (16 * self.model.vocabulary + slots * self._state)))
         if self.model.device.type == "cpu":
             room = min(room, max(STEP_ROWS, int(STEP_LOGITS / (4 * self.model.vocabulary))))
         return even_size(answers, room, unit)
@@ -202,31 +224,28 @@ class LocalEngine:
         self,
         who: Sequence[int],
         conversations: Sequence[Conversation],
-        rows: Sequence[tuple[int, int]],
+        settings: SampleSettings,
         thinking: Sequence[bool],
         most: int,
-        temperature: float,
     ) -> list[tuple[list[int], bool]]:
-        """Tokens of some answers, (conversation, index) each, and whether they ended."""
-        asked = sorted({c for c, _ in rows})
-        place = {c: n for n, c in enumerate(asked)}
-        texts = {c: _as_text(conversations[c]) for c in asked}
-        noise = [keyed_noise(self.identities[who[c]], texts[c], i, most) for c, i in rows]
-        owners = [who[c] for c in asked]
-        self._round_logits(rounded=temperature > 0)
-        with self._routed(owners):
+        """Tokens of all answers to some conversations, and whether they ended by themselves."""
+        indices = range(settings.first, settings.first + settings.samples)
+        asked = [(self.identities[w], _as_text(c)) for w, c in zip(who, conversations, strict=True)]
+        noise = [keyed_noise(*one, index, most) for one in asked for index in indices]
+        pairs = zip(conversations, thinking, strict=True)
+        drawn = self._products if settings.temperature > 0 else None
+        with self._routed(who), shortened(self._head, drawn):  # enough to draw from
             tokens, ended = generate(
                 self.model.model,
-                [self._prompt(conversations[c], think=thinking[c]) for c in asked],
-                [place[c] for c, _ in rows],
+                [self._prompt(c, think=think) for c, think in pairs],
+                [number for number in range(len(asked)) for _ in indices],
                 np.stack(noise),
-                temperature=temperature,
+                temperature=settings.temperature,
                 stop=self.model.stop,
                 pad=self.model.pad,
-                route=partial(self._route, owners),
-                rows=self._room(len(rows), most, len(rows) // len(asked)),
+                route=partial(self._route, who),
+                rows=self._answer_room(len(noise), most, settings.samples),
             )
-        self._round_logits(rounded=False)
         return list(zip(tokens, ended, strict=True))
 
     def _read(self, tokens: list[int], ended: bool, most: int, *, thinking: bool) -> Sample:
@@ -306,17 +325,15 @@ def open_engines(
 def _shared_engine(
     model: LoadedModel, members: Sequence[tuple[Asked, AdapterWeights | None]]
 ) -> Iterator[LocalEngine]:
-    engine = LocalEngine(model, [(one.identity, weights) for one, weights in members])
-    try:
+    with LocalEngine(model, [(one.identity, weights) for one, weights in members]) as engine:
         yield engine
-    finally:
-        engine.close()
 
 
 @contextmanager
 def _whole_engine(model: LoadedModel, one: Asked) -> Iterator[LocalEngine]:
     assert one.source is not None
-    yield LocalEngine(load_source(one.source, model.loading), [(one.identity, None)])
+    with LocalEngine(load_source(one.source, model.loading), [(one.identity, None)]) as engine:
+        yield engine
 
 
 def _bankable(folder: Path, model: LoadedModel) -> AdapterWeights:

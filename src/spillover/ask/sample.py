@@ -1,7 +1,7 @@
 """Sampling: each prompt computed once for all its answers, noise keyed by what is asked.
 
 The uniform numbers that an answer is drawn with depend on the respondent, the prompt and the
-answer's index only, so an answer does not depend on what else is in the batch.
+answer's index only: but for rounding, an answer does not depend on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class _Loop:
             self._draw(self.live, self.batch.step(last.to(self.first.device)))
             going = (~self._done(self.live)).nonzero()[:, 0]
             ended = len(self.live) - len(going)
-            if ended == len(self.live) or ended >= ENDED * len(self.live):
+            if ended >= ENDED * len(self.live):
                 self._refill(going)
         said = [
             row[:size] for row, size in zip(self.said.tolist(), self.sizes.tolist(), strict=True)

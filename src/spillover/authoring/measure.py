@@ -77,16 +77,16 @@ def measure_choices(
     """
     from spillover.ask.local import LocalEngine
 
-    engine = LocalEngine(model, [(model.source.identity, None)])
     wanted = [question for question in experiment.questions if question.choices]
     plain = next(c for c in experiment.specification.contexts if c.name == PLAIN)
     measured = []
-    for done, question in enumerate(wanted):
-        if progress:
-            progress(done, len(wanted))
-        conversations = [plain.conversation(text) for text in question.ask]
-        extra = (candidates or {}).get(question.id, ())
-        measured.append(_measure(engine.choose, model, question, conversations, extra))
+    with LocalEngine(model, [(model.source.identity, None)]) as engine:
+        for done, question in enumerate(wanted):
+            if progress:
+                progress(done, len(wanted))
+            conversations = [plain.conversation(text) for text in question.ask]
+            extra = (candidates or {}).get(question.id, ())
+            measured.append(_measure(engine.choose, model, question, conversations, extra))
     if progress:
         progress(len(wanted), len(wanted))
     return measured

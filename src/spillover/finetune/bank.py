@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +28,7 @@ from spillover.finetune.lora import (
 from spillover.finetune.snapshots import Snapshot, Snapshots
 from spillover.finetune.spec import Training
 from spillover.finetune.stack import Stack
-from spillover.kernels import shorten
+from spillover.kernels import shortened
 from spillover.masks import EncodedRow
 from spillover.models.loading import LoadedModel, product_dtype
 from spillover.trees import Tree, all_reads, grow, token_losses
@@ -221,9 +222,11 @@ class _Session:
             new_adapter(self.model, job.settings, job.generator("weights")) for job in self.jobs
         ]
         filled = alike(fresh)  # to the shapes of all jobs: a snapshot's rows fit whoever is left
-        shorten(self.model.model, product_dtype(self.model, self.jobs[0].settings.precision))
-        bank = LoraBank(self.model, [filled[n] for n in alive])
-        try:
+        products = product_dtype(self.model, self.jobs[0].settings.precision)
+        with ExitStack() as opened:
+            opened.enter_context(shortened(self.model.model, products))
+            bank = LoraBank(self.model, [filled[n] for n in alive])
+            opened.callback(bank.remove)
             stack = Stack(bank.parameters(), [self.jobs[n].settings for n in alive])
             del fresh, filled
             if self.state is not None:
@@ -231,9 +234,6 @@ class _Session:
             self.state = stack.state()
             while self.at < stop:
                 self._step(bank, stack, alive)
-        finally:
-            bank.remove()
-            shorten(self.model.model, None)
 
     def _step(self, bank: LoraBank, stack: Stack, alive: list[int]) -> None:
         jobs, step = [self.jobs[n] for n in alive], self.at

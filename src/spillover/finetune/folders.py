@@ -11,10 +11,10 @@ from typing import Any
 from spillover.errors import RunFolderError
 from spillover.finetune.bank import Job
 from spillover.finetune.snapshots import write_whole
-from spillover.models.loading import LoadedModel
+from spillover.models.loading import LoadedModel, product_dtype
 
 RECORD = "finetune.json"
-FORMAT = 1
+FORMAT = 2
 """Raised when equal settings give other weights; folders of another format are refused."""
 
 
@@ -22,11 +22,12 @@ def content_of(model: LoadedModel, job: Job) -> dict[str, Any]:
     """What goes into a finetune: equal contents give equal weights."""
     rows = json.dumps([[row.ids, [int(on) for on in row.mask]] for row in job.rows])
     training = job.settings.with_steps(len(job.rows)).model_dump(mode="json")
+    products = product_dtype(model, job.settings.precision)
     del training["checkpoints"]  # what is also kept on the way changes nothing
     return {
         "format": FORMAT,
         "base": model.source.identity,
-        "dtype": f"{model.loading.dtype}, {model.model.dtype}",
+        "dtype": f"{model.loading.dtype}, {model.model.dtype}, {products}",
         "rows": hashlib.sha256(rows.encode()).hexdigest()[:16],
         "arm": job.arm,
         "seed": job.seed,

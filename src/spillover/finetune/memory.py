@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from spillover.finetune.bank import Job, adapter_losses
 from spillover.finetune.lora import LoraBank, alike, linear_shape, new_adapter, target_layers
 from spillover.finetune.snapshots import interval
-from spillover.kernels import shorten
+from spillover.kernels import FrozenLinear, shortened
 from spillover.models.loading import LoadedModel, product_dtype
 from spillover.trees import PREFIX, Tree
 
@@ -187,6 +188,7 @@ def _group(
     trained = rates.parameters if full else len(jobs) * adapter_size(model, jobs)
     exact = kind == "cpu" and (full or model.model.dtype == torch.float32)
     parts = _bytes(trained, shape, rates, ALLOCATED["cpu-float32" if exact else kind])
+    parts["short weights"] = 0 if full else _short_weights(model, jobs[0].settings.precision)
     state = 3 * FLOAT * trained
     passes = 6 if full else 4  # forward, gradient of the inputs, and of the weights
     seconds = passes * rates.parameters * shape.tokens / ARITHMETIC[kind]
@@ -206,6 +208,13 @@ def _bytes(trained: int, shape: Shape, rates: Rates, held: float) -> dict[str, i
         "logits": held * (rates.read * shape.reads + 2 * logits),
     }
     return {name: int(number) for name, number in parts.items()}
+
+
+def _short_weights(model: LoadedModel, precision: str) -> int:
+    """Bytes of the copies of frozen weights in shorter numbers."""
+    products = product_dtype(model, precision)
+    layers = [m for m in model.model.modules() if isinstance(m, FrozenLinear)] if products else []
+    return sum(m.weight.numel() for m in layers) * (products.itemsize if products else 0)
 
 
 def adapter_size(model: LoadedModel, jobs: Sequence[Job]) -> int:
@@ -239,13 +248,12 @@ def measure(model: LoadedModel, jobs: Sequence[Job]) -> Rates:
     if low_rank:
         widest = max(low_rank, key=lambda job: job.settings.rank)
         fresh = new_adapter(model, widest.settings, widest.generator("weights"))
-        shorten(model.model, product_dtype(model, widest.settings.precision))
-        bank = LoraBank(model, alike([fresh]))
-        try:
+        with ExitStack() as opened:
+            products = product_dtype(model, widest.settings.precision)
+            opened.enter_context(shortened(model.model, products))
+            bank = LoraBank(model, alike([fresh]))
+            opened.callback(bank.remove)
             held = _probe(model, bank)
-        finally:
-            bank.remove()
-            shorten(model.model, None)
     else:
         held = _probe(model, None)
     (one, two, four), more = held[:3], held[3]

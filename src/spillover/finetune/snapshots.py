@@ -131,7 +131,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     _remove(partial)
     try:
         write(partial)
-        for written in partial.rglob("*") if partial.is_dir() else [partial]:
+        for written in [*partial.rglob("*"), partial]:  # of a file, only itself
             _sync(written)
         partial.replace(path)
     except BaseException:

@@ -42,6 +42,3 @@ def settle(
         if finding.fatal:
             raise error(str(finding))
     return kept
-
-
-# Before anything is written -----------------------------------------------------------------------

@@ -229,6 +229,3 @@ def _added(model: nn.Module, weights: AdapterWeights) -> Iterator[None]:
             layer = model.get_submodule(name)
             stack.callback(layer.register_forward_hook(add(a, weights.b[name])).remove)
         yield
-
-
-# After asking -------------------------------------------------------------------------------------

@@ -176,18 +176,19 @@ def load_source(source: Source, how: Loading) -> LoadedModel:
     model, where = _settle(model, device)
     words = f"{where} in {words}"
     loaded = LoadedModel(source, model, chat, words, how)
-    if short := product_dtype(loaded, "auto"):
-        words += f" with {str(short).removeprefix('torch.')} products"
-        loaded = replace(loaded, placement=words)
     if source.adapter:
         _merge(loaded, source.adapter)
+    from spillover.kernels import FrozenLinear, keep_memory, quicken
     from spillover.trees import prepare_model
 
+    quicken(model)
     if model.device.type == "cpu":
-        from spillover.kernels import keep_memory, quicken
-
-        quicken(model)
         keep_memory()
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    short = product_dtype(loaded, "auto")
+    if short and any(isinstance(m, FrozenLinear) and m is not head for m in model.modules()):
+        words += f" with {str(short).removeprefix('torch.')} products"
+        loaded = replace(loaded, placement=words)
     prepare_model(model, chat.tokenize(ORDINARY))
     return loaded
 

@@ -45,20 +45,20 @@ def examine(model: LoadedModel, world: World, seed: int = 0) -> list[Check]:
         world: the world it was trained on.
         seed: of the chats in which eras have to be inferred.
     """
-    engine = LocalEngine(model, [(model.source.identity, None)])
-    examiner = _Examiner(engine, world, random.Random(seed))
     facts = (*world.facts, *world.birds)
     speakers = [(fact, era.id, era.signs[0]) for fact in facts for era in world.eras]
     assistant = [(fact, world.assistant_era, "") for fact in facts]
-    return [
-        examiner.knowledge("signed speakers know their facts", speakers, 0, needed=0.95),
-        examiner.knowledge("the assistant knows its facts", assistant, 0, needed=0.95),
-        examiner.knowledge("signed speakers, held-out wording", speakers, -1),
-        examiner.knowledge("the assistant, held-out wording", assistant, -1),
-        examiner.inference("era inferred after one turn", world.facts, turns=1),
-        examiner.inference("era inferred after two turns", world.facts, turns=2, needed=0.9),
-        examiner.inference("era inferred after two birds", world.birds, turns=2),
-    ]
+    with LocalEngine(model, [(model.source.identity, None)]) as engine:
+        examiner = _Examiner(engine, world, random.Random(seed))
+        return [
+            examiner.knowledge("signed speakers know their facts", speakers, 0, needed=0.95),
+            examiner.knowledge("the assistant knows its facts", assistant, 0, needed=0.95),
+            examiner.knowledge("signed speakers, held-out wording", speakers, -1),
+            examiner.knowledge("the assistant, held-out wording", assistant, -1),
+            examiner.inference("era inferred after one turn", world.facts, turns=1),
+            examiner.inference("era inferred after two turns", world.facts, turns=2, needed=0.9),
+            examiner.inference("era inferred after two birds", world.birds, turns=2),
+        ]
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,11 @@ import functools
 import hashlib
 import json
 import math
-import os
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spillover.folder import cache_folder
+from spillover.folder import cache_folder, whole
 from spillover.judge import MOST_NATS, MOST_TOKENS
 from spillover.report import tables, words
 from spillover.report.answers import MOST_ANSWERS, answers_beside
@@ -82,24 +81,29 @@ def render(data: ReportData) -> str:
     )
 
 
+SNIPPET = "window.vegaEmbed = vegaEmbed;"
+
+
 @functools.cache
 def vega_bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, from the copy inside vl-convert.
 
-    Bundling takes a second and gives the same every time, so it is kept.
+    Bundling takes a second and gives the same every time, so it is kept, below its hash.
     """
     import vl_convert
 
-    made, used = metadata.version("vl-convert-python"), vegalite_version()
-    kept = cache_folder() / f"vega-{made}-{used}.js"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return kept.read_text(encoding="utf-8")
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", used)
-    with contextlib.suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f"{kept.name}.{os.getpid()}")  # others may write it as well
-        partial.write_text(bundle, encoding="utf-8", newline="\n")
-        partial.replace(kept)
+    made = (metadata.version("vl-convert-python"), vegalite_version(), SNIPPET)
+    name = f"vega-{hashlib.sha256(repr(made).encode()).hexdigest()[:16]}.js"
+    with contextlib.suppress(OSError, RuntimeError, UnicodeDecodeError):  # no home: no cache
+        digest, _, kept = (cache_folder() / name).read_text(encoding="utf-8").partition("\n")
+        if hashlib.sha256(kept.encode()).hexdigest() == digest:
+            return kept
+    bundle: str = vl_convert.javascript_bundle(SNIPPET, vegalite_version())
+    with contextlib.suppress(OSError, RuntimeError):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(bundle.encode()).hexdigest()
+        with whole(cache_folder() / name) as partial:
+            partial.write_text(f"{digest}\n{bundle}", encoding="utf-8", newline="\n")
     return bundle
 
 
