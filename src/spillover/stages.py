@@ -173,6 +173,7 @@ def finetune_arms(
 
     new = [job for job in wanted if not is_done(job)]
     plans = manifest.plan(wanted, is_done)
+    manifest.write()  # the next session keeps to these plans
     found: dict[tuple[str, int, int], Path] = {}
     for jobs in plans:
         listed = [Finetune(arm, seed, rows[arm]) for arm, seed in jobs]
