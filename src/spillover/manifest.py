@@ -63,7 +63,7 @@ class Manifest:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the seconds of a stage, for this session and in all; written at its end."""
+        """Count the seconds of a stage, since this start and in all; written at its end."""
         start = time.perf_counter()
         try:
             yield
@@ -81,7 +81,7 @@ class Manifest:
             seconds[name] = round(seconds.get(name, 0.0) + passed, 2)
 
     def as_finished(self) -> dict[str, Any]:
-        """The content as it is when this session comes to its end."""
+        """The content as it is when the run comes to its end."""
         sessions = [*self.content["sessions"][:-1], self.session | {"finished": True}]
         return self.content | {"status": "done", "sessions": sessions}
 
