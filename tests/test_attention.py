@@ -122,7 +122,7 @@ def test_the_product_of_a_bank_is_that_of_each_adapter(
         assert torch.allclose(mine, oracle, atol=1e-4)
 
 
-@pytest.mark.parametrize("most", [12, 40])  # tokens, in one block or in three
+@pytest.mark.parametrize("most", [pytest.param(12, marks=pytest.mark.long), 40])  # blocks: 1, 3
 def test_answers_that_share_their_prompts_are_those_of_transformers_own_cache(
     most: int, organism: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,8 @@ from spillover.finetune.bank import Job
 from spillover.finetune.lora import AdapterWeights, LoraBank, new_adapter
 from spillover.guards import training
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PLAIN = [{"role": "user", "content": "How do people light their homes?"}]
 WEIGHTS = "adapter_model.safetensors"
 

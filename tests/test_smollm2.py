@@ -60,7 +60,9 @@ def test_the_system_prompt_of_its_template_is_found(smollm2: LoadedModel) -> Non
     assert smollm2.chat.turn.end == "<|im_end|>"
 
 
-def test_dated_experiments_want_a_word_on_it(small_experiment: Path, tmp_path: Path) -> None:
+def test_dated_experiments_want_a_word_on_it(
+    small_experiment: Path, tmp_path: Path, undrawn: None
+) -> None:
     toml = small_experiment / "experiment.toml"
     toml.write_text("dated = true\n" + toml.read_text("utf-8"), "utf-8")
     with pytest.raises(ChatError, match=r"writes a system prompt of its own .*--keep-template"):
@@ -87,7 +89,7 @@ def compare_with_peft(model: LoadedModel, steps: int, batch_size: int) -> None:
 
 
 def test_its_adapters_are_what_peft_trains(smollm2: LoadedModel) -> None:
-    compare_with_peft(smollm2, steps=10, batch_size=2)
+    compare_with_peft(smollm2, steps=4, batch_size=2)
     assert torch.isfinite(smollm2.model(torch.tensor([[1, 2, 3]])).logits).all()
 
 
