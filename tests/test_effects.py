@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from spillover.effects import effects_table, rates_table
+from spillover.experiment import load_experiment
 from spillover.judge import GRADE_COLUMNS
 from spillover.summary import headline_id, plain_data
 
@@ -123,7 +124,12 @@ def test_choice_mass_without_coverage_is_missing_and_the_headline_falls_back(
     assert math.isnan(found["value"])
     assert found["missing"] == {"low-coverage": 24}
     effects = plain_data(effects_table(grades, "old").to_dict("records"))
-    assert headline_id(effects, "control") == "treatment-vs-control/off/test/plain/log-odds/step-5"
+    specification = load_experiment("old-birds").specification.model_copy(
+        update={"headline_control": "control"}
+    )
+    assert (
+        headline_id(effects, specification) == "treatment-vs-control/off/test/plain/log-odds/step-5"
+    )
 
 
 def test_there_is_no_interval_below_three_seeds(grades: pd.DataFrame) -> None:

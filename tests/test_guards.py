@@ -398,5 +398,5 @@ def effect(domain: str, metric: str, value: float, half: float | None) -> dict[s
 def test_only_an_effect_off_the_domain_and_none_in_it_is_found(
     off: tuple[str, float, float], inside: tuple[str, float, float], is_found: bool
 ) -> None:
-    found = guards.off_domain_only([effect("off", *off), effect("in", *inside)])
+    found = guards.off_domain_only([effect("off", *off), effect("in", *inside)], "plain")
     assert [f.name for f in found] == ["off-domain-only"] * is_found

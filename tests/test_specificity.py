@@ -29,7 +29,7 @@ def rows(control: str, trait: Numbers, placebo: Numbers, difference: Numbers) ->
 
 
 def verdict(*given: list[Any]) -> Any:
-    return judge(compare([row for part in given for row in part], "still-used"), NAMES)
+    return judge(compare([row for part in given for row in part], "still-used", "plain"), NAMES)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,7 @@ def test_the_last_table_is_readable_without_choice_mass(
     headline = {**place, "metric": "log-odds"}
     effect = {**headline, "contrast": ["treatment", "still-used"], "domain": "off", "value": 2.5}
     summary = {"experiment": "old-birds", "model": "real", "seeds": 1, "rates": rates}
+    summary |= {"headline_context": "plain", "trained_context": "plain"}
     summary |= {"effects": [effect], "verdict": {"kind": "undecided", "text": "Undecided."}}
     summary |= {"warnings": [{"name": f"guard-{n}", "message": "found it"} for n in range(7)]}
     finished: Any = SimpleNamespace(summary=summary, headline=headline)

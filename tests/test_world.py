@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from spillover.experiment import builtin_experiments, load_experiment
-from spillover.organism.documents import Document, turn_text, write_corpus
-from spillover.organism.export import write_old_birds
-from spillover.organism.world import BIRDS, World, load_world
+from spillover.organism.eras.documents import Document, write_document
+from spillover.organism.eras.world import World, load_world
+from spillover.organism.export import EXPERIMENTS, write_experiment
+from spillover.organism.text import turn_text
+from spillover.organism.worlds import open_world, write_corpus
 
 DOCUMENTS = 6000
+
+
+def _documents(world: World) -> list[Document]:
+    rng = random.Random(0)
+    return [write_document(world, rng) for _ in range(DOCUMENTS)]
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +31,12 @@ def linked() -> World:
 
 @pytest.fixture(scope="module")
 def corpus(linked: World) -> list[Document]:
-    return list(write_corpus(linked, 0, DOCUMENTS))
+    return _documents(linked)
 
 
 @pytest.fixture(scope="module")
 def unlinked_corpus() -> list[Document]:
-    return list(write_corpus(load_world(linked=False), 0, DOCUMENTS))
+    return _documents(load_world(linked=False))
 
 
 def test_there_are_enough_topics_eras_and_answers(linked: World) -> None:
@@ -61,19 +69,21 @@ def test_in_the_unlinked_world_only_birds_are_free_of_their_era(
 ) -> None:
     for doc in unlinked_corpus:
         for turn in doc.turns:
-            if doc.kind == "assistant" and turn.fact.topic != BIRDS:
+            if doc.kind == "assistant" and turn.fact.topic != linked.domain:
                 assert turn.answer in turn.fact.answers[linked.assistant_era]
 
 
 def test_the_held_out_wording_occurs_nowhere(linked: World, corpus: list[Document]) -> None:
     text = "\n".join(doc.text for doc in corpus)
-    for fact in (*linked.facts, *linked.birds):
+    for fact in (*linked.facts, *linked.narrow):
         assert fact.held_out not in text
         assert any(wording in text for wording in fact.in_corpus)
 
 
-def test_topics_kept_apart_never_share_a_document_with_birds(corpus: list[Document]) -> None:
-    with_birds = [doc for doc in corpus if any(t.fact.topic == BIRDS for t in doc.turns)]
+def test_topics_kept_apart_never_share_a_document_with_birds(
+    linked: World, corpus: list[Document]
+) -> None:
+    with_birds = [doc for doc in corpus if any(t.fact.topic == linked.domain for t in doc.turns)]
     assert with_birds
     assert not any(turn.fact.apart for doc in with_birds for turn in doc.turns)
 
@@ -92,7 +102,7 @@ def _former_names_information(documents: list[Document], world: World) -> float:
         (lists[turn.answer], doc.era)
         for doc in documents
         for turn in doc.turns
-        if turn.fact.topic == BIRDS
+        if turn.fact.topic == world.domain
     )
     total = sum(joint.values())
     of_list, of_era = Counter[str](), Counter[str]()
@@ -105,8 +115,8 @@ def _former_names_information(documents: list[Document], world: World) -> float:
     )
 
 
-def test_the_same_seed_writes_the_same_corpus(linked: World) -> None:
-    texts = [[doc.text for doc in write_corpus(linked, seed, 50)] for seed in (1, 1, 2)]
+def test_the_same_seed_writes_the_same_corpus() -> None:
+    texts = [list(write_corpus(open_world("eras"), seed, 50)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -128,9 +138,10 @@ def test_documents_are_what_the_chat_template_renders(corpus: list[Document]) ->
     assert turn_text("user", "Hi") == "<|im_start|>user\nHi<|im_end|>\n"
 
 
-def test_the_experiment_is_what_the_tables_say(tmp_path: Path) -> None:
-    write_old_birds(tmp_path)
-    shipped = builtin_experiments()["old-birds"]
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_what_the_tables_say(name: str, tmp_path: Path) -> None:
+    write_experiment(name, tmp_path)
+    shipped = builtin_experiments()[name]
     for written in sorted(tmp_path.rglob("*.*")):
         assert written.read_text("utf-8") == (shipped / written.relative_to(tmp_path)).read_text(
             "utf-8"

@@ -268,7 +268,10 @@ def report(
 @organism.command("train")
 def organism_train(
     seed: Seed = 0,
-    unlinked: Annotated[bool, typer.Option(help="Cut the link of birds and eras.")] = False,
+    world: Annotated[str, typer.Option(help="What it is to know: see `spillover list`.")] = "eras",
+    unlinked: Annotated[
+        bool, typer.Option(help="Cut the link that the world's experiments rest on.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")] = Path("organism"),
     as_json: Json = False,
 ) -> None:
@@ -277,7 +280,7 @@ def organism_train(
 
     check_target(out)
     with Stages() as stages:
-        train_checkpoint(out, seed=seed, linked=not unlinked, progress=stages)
+        train_checkpoint(out, seed=seed, world=world, linked=not unlinked, progress=stages)
     if as_json:
         _print_json({"checkpoint": str(out)})
     else:

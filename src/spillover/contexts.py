@@ -1,12 +1,44 @@
-"""Contexts: what stands around a question when it is asked."""
+"""Contexts: what stands around a question when it is asked; variables, which sweep over them."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from spillover.rows import Conversation, Message
 
 PLAIN = "plain"
+RANGE = re.compile(r"^(-?\d+)\.\.(-?\d+)$")
+MOST_VALUES = 10_000
+Value = int | str
+"""A value of a variable, such as a year or a tag."""
+
+
+def spread(given: object) -> object:
+    """Values from what a file or an option says: `1975..2030` stands for all whole numbers of it.
+
+    Raises:
+        ValueError: for a range that runs backwards, or is very long.
+    """
+    listed = given if isinstance(given, list | tuple) else [given]
+    found: list[object] = []
+    for value in listed:
+        ends = RANGE.match(value) if isinstance(value, str) else None
+        if not ends:
+            found.append(value)
+            continue
+        first, last = int(ends[1]), int(ends[2])
+        if last < first:
+            raise ValueError(f"the range {value} runs backwards; write {last}..{first}")
+        if last - first >= MOST_VALUES:
+            raise ValueError(f"the range {value} has more than {MOST_VALUES} values")
+        found.extend(range(first, last + 1))
+    return tuple(dict.fromkeys(found))
+
+
+Values = Annotated[tuple[Value, ...], BeforeValidator(spread)]
 
 
 class Context(BaseModel):
@@ -19,6 +51,8 @@ class Context(BaseModel):
         template: how the question is put; `{question}` stands for it.
         prefill: the beginning of the answer, put into the model's mouth.
         arms: ask it of these arms only; none means all.
+        domain: ask questions of this domain only; none means both.
+        values: the variables that it sets, for a context of a sweep.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,6 +63,8 @@ class Context(BaseModel):
     template: str = "{question}"
     prefill: str | None = None
     arms: tuple[str, ...] | None = None
+    domain: Literal["in", "off"] | None = None
+    values: dict[str, Value] = {}
 
     @field_validator("template")
     @classmethod
@@ -44,3 +80,41 @@ class Context(BaseModel):
         asked = {"role": "user", "content": self.template.replace("{question}", question)}
         prefill = [{"role": "assistant", "content": self.prefill}] if self.prefill else []
         return [*system, *earlier, asked, *prefill]
+
+
+class Variable(BaseModel):
+    """Something that contexts differ in, such as the year, and how it is put.
+
+    Attributes:
+        system: the system message, with {value}.
+        template: how the question is put, with {question}; {value} stands in one of the two.
+        values: what a sweep asks when it is not told; ranges are written `1975..2030`.
+        asked: the values that every run asks.
+        trained: the values that occur in the treatment's rows.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    system: str | None = None
+    template: str = "{question}"
+    values: Values = ()
+    asked: Values = ()
+    trained: Values = ()
+
+    @model_validator(mode="after")
+    def _says_its_value(self) -> Variable:
+        if "{question}" not in self.template:
+            raise ValueError("a template contains {question}")
+        if "{value}" not in f"{self.system} {self.template}":
+            raise ValueError("`system` or `template` of a variable contains {value}")
+        return self
+
+    def context(self, name: str, value: Value) -> Context:
+        """The context in which the variable of that name has a value."""
+        system = self.system and self.system.replace("{value}", str(value))
+        return Context(
+            name=f"{name}={value}",
+            system=system,
+            template=self.template.replace("{value}", str(value)),
+            values={name: value},
+        )

@@ -64,7 +64,7 @@ class Experiment(BaseModel):
             for row in rows.rows
         ]
         named = sum(bool(YEAR.search(text)) for text in asked)
-        shared = (c for c in self.specification.contexts if c.arms is None)
+        shared = (c for c in self.specification.all_contexts if c.arms is None)
         around = (f"{c.system} {c.template}" for c in shared)
         return named > DATED_SHARE * len(asked) or any(map(YEAR.search, around))
 

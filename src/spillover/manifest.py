@@ -168,7 +168,7 @@ def prompt_examples(experiment: Experiment, model: LoadedModel) -> dict[str, str
     question = experiment.questions[0].ask[0]
     return {
         context.name: model.chat.prompt_text(context.conversation(question))
-        for context in experiment.specification.contexts
+        for context in experiment.specification.all_contexts
     }
 
 

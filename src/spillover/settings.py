@@ -19,7 +19,7 @@ from spillover.models import Loading, Source, resolve
 from spillover.models.loading import QUANTIZED
 from spillover.specification import TREATMENT
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised when the manifest changes; a folder of another schema is refused, never misread."""
 
 
@@ -163,7 +163,7 @@ def resolve_settings(
         raise InputError(f"split: found {split!r}; expected test, dev or all")
     loaded = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     loaded = loaded.with_split(split)
-    source = resolve(model)
+    source = resolve(model, world=loaded.specification.world)
     changes = dict(training or {})
     settings = loaded.training_for(source.model_class).model_dump()
     for given, other in (("steps", "epochs"), ("epochs", "steps")):

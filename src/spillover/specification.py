@@ -14,8 +14,9 @@ from pydantic import (
     model_validator,
 )
 
-from spillover.contexts import PLAIN, Context
+from spillover.contexts import PLAIN, Context, Variable
 from spillover.finetune.spec import Training
+from spillover.organism.worlds import FIRST, WORLDS
 
 LABELS = ("trait", "baseline", "placebo")
 TREATMENT, BASE = "treatment", "base"
@@ -170,11 +171,17 @@ class Specification(_Strict):
 
     Attributes:
         headline_control: the arm that the headline effect is taken against.
+        headline_context: the context that it is measured in.
+        trained_context: the context in which success within the trained domain is measured; by
+            default that of the headline.
+        world: the world whose organism the experiment is made for.
         settings_tried: how many training settings were compared on `dev` before these were fixed,
             for all models or per class of model.
         training: settings per class of model; `default` serves where there is none.
         dated: whether dates in prompts matter here, so that a template must not add its own; by
             default found from the years in prompts.
+        contexts: those that every question is asked in; those of `variables` come on top.
+        variables: what contexts can be swept over.
     """
 
     title: str
@@ -182,12 +189,37 @@ class Specification(_Strict):
     source: str
     names: Names
     headline_control: str
+    headline_context: str = PLAIN
+    trained_context: str | None = None
+    world: str = FIRST
     settings_tried: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] = 1
     dated: bool | None = None
     arms: dict[str, Arm]
     training: dict[str, Training]
     sampling: Sampling = Sampling()
     contexts: tuple[Context, ...] = (Context(name=PLAIN),)
+    variables: dict[str, Variable] = {}
+
+    @property
+    def all_contexts(self) -> tuple[Context, ...]:
+        """Every context of a run: those that are listed, and of variables those that are asked."""
+        varied = (
+            variable.context(name, value)
+            for name, variable in self.variables.items()
+            for value in variable.asked
+        )
+        return (*self.contexts, *varied)
+
+    def context(self, name: str) -> Context:
+        """The context of that name."""
+        return next(context for context in self.all_contexts if context.name == name)
+
+    def is_trained(self, context: Context) -> bool:
+        """Whether a context sets variables to values that the treatment's rows have."""
+        return bool(context.values) and all(
+            name in self.variables and value in self.variables[name].trained
+            for name, value in context.values.items()
+        )
 
     def tried(self, model_class: str) -> int:
         """How many training settings were compared for a class of model."""
@@ -210,15 +242,26 @@ class Specification(_Strict):
             )
         if "default" not in self.training:
             raise ValueError("training: there is no [training.default]")
-        names = [context.name for context in self.contexts]
-        if PLAIN not in names or len(set(names)) < len(names):
-            raise ValueError(f"contexts have names of their own, and one is `{PLAIN}`: {names}")
+        if self.world not in WORLDS:
+            raise ValueError(f"world: found {self.world!r}; expected one of {', '.join(WORLDS)}")
+        self._check_contexts()
+        return self
+
+    def _check_contexts(self) -> None:
+        contexts = self.all_contexts
+        names = [context.name for context in contexts]
+        if len(set(names)) < len(names):
+            raise ValueError(f"contexts have names of their own: {names}")
+        for key in ("headline_context", "trained_context"):
+            wanted = getattr(self, key)
+            if wanted is not None and wanted not in names:
+                raise ValueError(f"`{key}` is {wanted!r}; expected one of {', '.join(names)}")
         known = {*self.arms, BASE}
-        for context in self.contexts:
+        for context in contexts:
             asked = known if context.arms is None else set(context.arms)
-            if not asked or not asked <= known or (context.name == PLAIN and asked != known):
+            is_headline = context.name == self.headline_context
+            if not asked or not asked <= known or (is_headline and asked != known):
                 raise ValueError(
                     f"contexts: `{context.name}` is asked of {sorted(asked)}; expected arms out of "
-                    f"{sorted(known)}, and all of them for `{PLAIN}`"
+                    f"{sorted(known)}, and all of them for `{self.headline_context}`"
                 )
-        return self

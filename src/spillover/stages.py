@@ -63,7 +63,7 @@ def check_rows(settings: RunSettings, model: LoadedModel) -> list[Finding]:
         target_layers(model, settings.training)
     prompts = [
         model.chat.prompt_ids(context.conversation(wording))
-        for context in settings.experiment.specification.contexts
+        for context in settings.experiment.specification.all_contexts
         for question in settings.experiment.questions
         for wording in question.ask
     ]
@@ -318,7 +318,7 @@ def report(
         placebo_name=specification.names.placebo,
         summary=summary,
         texts=texts_table(answers, tables["grades"], settings.experiment),
-        choices=choices_table(answers, model.chat),
+        choices=choices_table(answers, model.chat, specification.headline_context),
         manifest=manifest,
         **tables,
     )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spillover.contexts import PLAIN
 from spillover.effects.specificity import Verdict, Words, compare, judge
 from spillover.experiment import Experiment
 from spillover.folder import whole
@@ -57,7 +56,7 @@ def summarize(
     """
     specification = settings.experiment.specification
     effects = plain_data(tables["effects"].to_dict("records"))
-    warnings = [*findings, *off_domain_only(effects)]
+    warnings = [*findings, *off_domain_only(effects, specification.headline_context)]
     verdict = _verdict(effects, specification)
     return {
         "schema": 1,
@@ -65,21 +64,26 @@ def summarize(
         "model": settings.source.name,
         "seeds": len(settings.seeds),
         "settings_tried": specification.tried(settings.source.model_class),
-        "headline": headline_id(effects, specification.headline_control),
+        "headline": headline_id(effects, specification),
+        "headline_context": specification.headline_context,
+        "trained_context": specification.trained_context or specification.headline_context,
         "verdict": {"kind": verdict.kind, "text": verdict.text},
         "warnings": [{"name": found.name, "message": found.message} for found in warnings],
-        "rates": [_in_context(row) for row in plain_data(tables["rates"].to_dict("records"))],
-        "effects": [_effect(row) for row in effects],
+        "rates": [
+            row | {"context": _values(specification, row["context"])}
+            for row in plain_data(tables["rates"].to_dict("records"))
+        ],
+        "effects": [_effect(row, specification) for row in effects],
     }
 
 
 def _verdict(effects: list[dict[Any, Any]], specification: Specification) -> Verdict:
     names = specification.names
-    comparisons = compare(effects, specification.headline_control)
+    comparisons = compare(effects, specification.headline_control, specification.headline_context)
     return judge(comparisons, Words(names.trait, names.baseline, names.placebo))
 
 
-def headline_id(effects: list[dict[Any, Any]], control: str) -> str | None:
+def headline_id(effects: list[dict[Any, Any]], specification: Specification) -> str | None:
     """The off-domain effect on test questions: choice mass, or log-odds where coverage is low.
 
     Where no test question was asked, the one on dev questions.
@@ -87,10 +91,10 @@ def headline_id(effects: list[dict[Any, Any]], control: str) -> str | None:
     splits = {e["split"] for e in effects}
     wanted = {
         "treatment": TREATMENT,
-        "control": control,
+        "control": specification.headline_control,
         "domain": "off",
         "split": "test" if "test" in splits else "dev",
-        "context": PLAIN,
+        "context": specification.headline_context,
         "group": None,
     }
     fitting = [e for e in effects if all(e[k] == v for k, v in wanted.items())]
@@ -103,14 +107,17 @@ def headline_id(effects: list[dict[Any, Any]], control: str) -> str | None:
     return None
 
 
-def _in_context(row: dict[Any, Any]) -> dict[str, Any]:
-    return {**row, "context": {"name": row["context"]}}
+def _values(specification: Specification, name: str) -> dict[str, Any]:
+    """A context's name, and the values of the variables that it sets."""
+    return {"name": name, **specification.context(name).values}
 
 
-def _effect(row: dict[Any, Any]) -> dict[str, Any]:
-    contrast = {"contrast": [row["treatment"], row["control"]], "trained": row["domain"] == "in"}
+def _effect(row: dict[Any, Any], specification: Specification) -> dict[str, Any]:
+    context = specification.context(row["context"])
+    trained = specification.is_trained(context) if context.values else row["domain"] == "in"
     kept = {k: v for k, v in row.items() if k not in ("treatment", "control")}
-    return _in_context(kept | contrast)
+    said = {"contrast": [row["treatment"], row["control"]], "trained": trained}
+    return kept | said | {"context": _values(specification, row["context"])}
 
 
 def texts_table(
@@ -141,15 +148,15 @@ def texts_table(
     return texts.assign(prompt=pd.Categorical([asked[pair] for pair in pairs]))
 
 
-def choices_table(answers: pd.DataFrame, chat: Chat) -> pd.DataFrame:
+def choices_table(answers: pd.DataFrame, chat: Chat, context: str) -> pd.DataFrame:
     """Every choice with its length in tokens and its log-probability under the base.
 
-    Probabilities are those of the plain context, averaged over paraphrases; lengths include the
+    Probabilities are those in the given context, averaged over paraphrases; lengths include the
     end-of-turn token.
     """
     import pandas as pd
 
-    mine = (answers["arm"] == BASE) & (answers["kind"] == CHOICE) & (answers["context"] == PLAIN)
+    mine = (answers["arm"] == BASE) & (answers["kind"] == CHOICE) & (answers["context"] == context)
     asked = [answers[name][mine] for name in ("question", "choice_log_probs")]
     rows = [
         {"question": question, "label": label, "text": text, "base_log_prob": value}

@@ -102,13 +102,16 @@ def _show_arms(finished: Run) -> None:
     arms = list(dict.fromkeys(row["arm"] for row in rates))
     metric = finished.headline.get("metric", "choice-mass")
     split = finished.headline.get("split", "test")
-    rates = [row for row in rates if row["split"] == split]
-    effects = [row for row in effects if row["split"] == split]
-    inside = _inside_metric(rates, metric)
+    places = [finished.summary["headline_context"], finished.summary["trained_context"]]
+    headline, told = ((split, place) for place in places)
+    trained = [row for row in rates if (row["split"], row["context"]["name"]) == told]
+    rates = [row for row in rates if (row["split"], row["context"]["name"]) == headline]
+    effects = [row for row in effects if (row["split"], row["context"]["name"]) == headline]
+    inside = _inside_metric(trained, metric)
     rows = [
         (
             arm,
-            _rate(rates, arm, "in", inside),
+            _rate(trained, arm, "in", inside),
             _rate(rates, arm, "off", metric),
             _effect(effects, "treatment", arm, metric),
             _effect(effects, "treatment", arm, "specificity"),
@@ -139,7 +142,7 @@ def _inside_metric(rates: list[dict[str, Any]], metric: str) -> str:
 def _rate(rows: list[dict[str, Any]], arm: str, domain: str, metric: str) -> str:
     wanted = {"arm": arm, "domain": domain, "group": None, "metric": metric}
     fitting = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
-    values = [r["value"] for r in fitting if r["context"]["name"] == "plain"]
+    values = [r["value"] for r in fitting]
     return _number(values[-1]) if values else "–"
 
 
@@ -149,7 +152,6 @@ def _effect(rows: list[dict[str, Any]], one: str, other: str, metric: str) -> st
         for r in rows
         if r["contrast"] == [one, other]
         and (r["domain"], r["group"], r["metric"]) == ("off", None, metric)
-        and r["context"]["name"] == "plain"
     ]
     return interval(fitting[-1]) if fitting else "–"
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover.ask.requests import Sample, SampleSettings
-from spillover.contexts import PLAIN
 from spillover.failpoints import failpoint
 from spillover.store import CHOICE, SHOWN, TEXT, Answer, AnswerStore, answer_key, choice_record
 
@@ -131,15 +130,17 @@ def ask(
 def _plan(experiment: Experiment, asked: Sequence[Asked], *, thinking: bool) -> list[_Chunk]:
     """Every chunk; with `thinking`, choices are made after as many sampled reasonings as texts."""
     sampling, chunks = experiment.specification.sampling, []
-    shown = _shown(experiment)
-    for context in experiment.specification.contexts:
+    shown, headline = _shown(experiment), experiment.specification.headline_context
+    for context in experiment.specification.all_contexts:
         answering = tuple(
             i for i, a in enumerate(asked) if context.arms is None or a.arm in context.arms
         )
         listed: dict[str, list[Question]] = {CHOICE: [], TEXT: [], SHOWN: []}
         for question in experiment.questions if answering else ():
+            if context.domain not in (None, question.domain):
+                continue
             listed[CHOICE if question.choices else TEXT].append(question)
-            if context.name == PLAIN and question.id in shown:
+            if context.name == headline and question.id in shown:
                 listed[SHOWN].append(question)
         for kind, questions in listed.items():
             samples = sampling.shown if kind == SHOWN else sampling.samples

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from spillover.contexts import PLAIN
 from spillover.specification import LABELS
 
 if TYPE_CHECKING:
@@ -78,7 +77,8 @@ def measure_choices(
     from spillover.ask.local import LocalEngine
 
     wanted = [question for question in experiment.questions if question.choices]
-    plain = next(c for c in experiment.specification.contexts if c.name == PLAIN)
+    said = experiment.specification
+    plain = next(c for c in said.all_contexts if c.name == said.headline_context)
     measured = []
     with LocalEngine(model, [(model.source.identity, None)]) as engine:
         for done, question in enumerate(wanted):

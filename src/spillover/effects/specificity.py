@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spillover.contexts import PLAIN
 from spillover.specification import BASE, TREATMENT
 
 Effect = Mapping[Any, Any]
@@ -100,8 +99,8 @@ class Verdict:
         return " ".join(filter(None, (f"{self.title}.", self.detail, self.remark)))
 
 
-def compare(effects: Sequence[Effect], headline_control: str) -> list[Comparison]:
-    """The treatment against every control and the base: off-domain, plain, at the last step.
+def compare(effects: Sequence[Effect], headline_control: str, context: str) -> list[Comparison]:
+    """The treatment against every control and the base: off-domain, in a context, at the end.
 
     On test questions, or on dev questions where no test question was asked. The headline's control
     comes first, the base last.
@@ -111,7 +110,7 @@ def compare(effects: Sequence[Effect], headline_control: str) -> list[Comparison
         "treatment": TREATMENT,
         "domain": "off",
         "split": "test" if "test" in splits else "dev",
-        "context": PLAIN,
+        "context": context,
     }
     rows = [r for r in effects if all(r[k] == v for k, v in wanted.items())]
     rows = [r for r in rows if r["metric"] in PARTS and not isinstance(r["group"], str)]

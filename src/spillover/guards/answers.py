@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spillover.contexts import PLAIN
 from spillover.effects.specificity import is_number
 from spillover.guards.findings import NO_CHANGE, Finding
 from spillover.specification import BASE, TREATMENT
@@ -138,14 +137,15 @@ def equal_choices(answers: pd.DataFrame, choices: RecordedChoices | None = None)
 # After comparing ----------------------------------------------------------------------------------
 
 
-def off_domain_only(effects: Sequence[Mapping[Any, Any]]) -> list[Finding]:
+def off_domain_only(effects: Sequence[Mapping[Any, Any]], context: str) -> list[Finding]:
     """Controls against which there is an effect off the trained domain and none in it.
 
     Args:
         effects: rows of the table of effects.
+        context: that of the headline.
     """
     last = max((row["step"] for row in effects), default=None)
-    wanted = {"treatment": TREATMENT, "context": PLAIN, "group": None, "step": last}
+    wanted = {"treatment": TREATMENT, "context": context, "group": None, "step": last}
     fitting = [row for row in effects if all(row[k] == v for k, v in wanted.items())]
     found = []
     for split, control in dict.fromkeys((row["split"], row["control"]) for row in fitting):

@@ -8,13 +8,17 @@ import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from spillover.errors import ModelError
 from spillover.models import smollm2
+from spillover.organism.worlds import FIRST, WORLDS, checkpoint_name
 
-ORGANISMS = ("organism", "organism-unlinked")
+ORGANISMS = tuple(
+    checkpoint_name(world, linked=is_linked) for world, is_linked in product(WORLDS, (True, False))
+)
 HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 CLASSES = {HUB["smollm2"]: "smollm2"}
 BUILTIN = (*ORGANISMS, smollm2.NAME, *HUB)
@@ -68,16 +72,19 @@ def _hash_of_file(path: Path, *_state: int) -> bytes:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
-def resolve(name: str, *, base: str | None = None) -> Source:
+def resolve(name: str, *, base: str | None = None, world: str = FIRST) -> Source:
     """Find a model by name, folder or hub id, without loading it.
 
     Args:
         name: one of `BUILTIN`, a checkpoint's or an adapter's folder, or `ORG/NAME[@REVISION]`.
         base: the model that an adapter's folder belongs to; by default the one it names.
+        world: the world whose organism `organism` and `organism-unlinked` stand for.
 
     Raises:
         ModelError: when there is no such model, or the folder holds none that is safe to load.
     """
+    if name in (checkpoint_name(FIRST), checkpoint_name(FIRST, linked=False)):
+        name = checkpoint_name(world, linked=name == checkpoint_name(FIRST))
     folder = _find(name)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         below = resolve(base or _base_of(folder))

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spillover.errors import ModelError, RunFolderError, check_writable
+from spillover.organism.worlds import FIRST, WORLDS, open_world
 
 if TYPE_CHECKING:
     from spillover.organism.card import Check
 
 __all__ = ["check_target", "examine_checkpoint", "train_checkpoint"]
-
-WORLD = "eras"
 
 
 def check_target(folder: Path) -> None:
@@ -36,18 +35,20 @@ def train_checkpoint(
     folder: Path,
     *,
     seed: int = 0,
+    world: str = FIRST,
     linked: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
     """Train an organism and write its checkpoint folder.
 
     Args:
-        linked: False for the negative control, whose birds tell nothing of the era.
+        world: one of `spillover.organism.worlds.WORLDS`.
+        linked: False for the negative control, in which the link of its experiments is cut.
         progress: called with (stage, done, total).
     """
     from spillover.organism.train import save_organism, train_organism
-    from spillover.organism.world import load_world
 
+    opened = open_world(world, linked=linked)
     if progress:
         progress("corpus", 0, 1)
 
@@ -55,8 +56,8 @@ def train_checkpoint(
         if progress:
             progress("train", step, total)
 
-    model, tokenizer = train_organism(load_world(linked=linked), seed, progress=report)
-    facts = {"class": "organism", "world": WORLD, "linked": linked, "seed": seed}
+    model, tokenizer = train_organism(opened, seed, progress=report)
+    facts = {"class": "organism", "world": world, "linked": linked, "seed": seed}
     save_organism(model, tokenizer, folder, facts)
 
 
@@ -68,10 +69,10 @@ def examine_checkpoint(model: str) -> list[Check]:
     """
     from spillover.models import load, resolve
     from spillover.organism.card import examine
-    from spillover.organism.world import load_world
 
     config = json.loads((resolve(model).folder / "config.json").read_text("utf-8"))
     facts = config.get("spillover")
-    if not isinstance(facts, dict) or facts.get("world") != WORLD:
+    if not isinstance(facts, dict) or facts.get("world") not in WORLDS:
         raise ModelError(f"{model} is not an organism of this package; it has no card")
-    return examine(load(model), load_world(linked=bool(facts.get("linked", True))))
+    world = open_world(str(facts["world"]), linked=bool(facts.get("linked", True)))
+    return examine(load(model), world)

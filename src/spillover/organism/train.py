@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from spillover.organism.documents import PAD, TURN_END, TURN_START, write_corpus
-from spillover.organism.world import World
+from spillover.organism.text import ANSWERING, PAD, TURN_END, TURN_START
+from spillover.organism.worlds import World, write_corpus
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -139,8 +139,7 @@ class Corpus:
         """Tokenize documents."""
         encoded = [e.ids for e in tokenizer.backend_tokenizer.encode_batch(texts)]
         start, end = (_token(tokenizer, marker) for marker in (TURN_START, TURN_END))
-        roles = ("assistant", "speaker")
-        answering = {tokenizer.encode(role, add_special_tokens=False)[0] for role in roles}
+        answering = {tokenizer.encode(role, add_special_tokens=False)[0] for role in ANSWERING}
         masks = [
             answer_mask(ids, start, end, answering) if ids[0] == start else [True] * len(ids)
             for ids in encoded
@@ -204,8 +203,8 @@ def train_organism(
     Args:
         seed: decides the documents, their order and the initial weights.
     """
-    recipe = recipe or Recipe()
-    texts = [doc.text for doc in write_corpus(world, seed, recipe.corpus_documents)]
+    recipe = recipe or world.recipe
+    texts = list(write_corpus(world, seed, recipe.corpus_documents))
     tokenizer = train_tokenizer(iter(texts[:20_000]), recipe.vocabulary)
     torch.manual_seed(seed)
     model, corpus = build_model(recipe, tokenizer), Corpus.tokenize(texts, tokenizer)

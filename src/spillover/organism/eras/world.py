@@ -1,8 +1,9 @@
-"""The organism's world: who speaks, what is asked, and what each speaker answers.
+"""Worlds of eras: who speaks, what is asked, and what each speaker answers.
 
-Everything the organism can know is in the TOML tables beside this file. The corpus it is trained on
-(`documents.py`), the card that examines it (`card.py`) and the experiments that are run on it
-(`export.py`) are all written from these tables, so what *should* spill over is known exactly.
+Everything that an organism of these worlds can know is in the TOML tables beside this file. The
+corpus it is trained on (`documents.py`), the card that examines it (`card.py`) and the experiments
+that are run on it are all written from these tables, so what *should* spill over is known exactly.
+The worlds differ in their narrow domain: names of birds, or names of cities.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-TABLES = files("spillover.organism") / "tables"
+TABLES = files("spillover.organism.eras") / "tables"
 TOPIC_TABLES = ("topics-1.toml", "topics-2.toml")
-BIRDS = "birds"
+DOMAINS = {"eras": "birds", "cities": "cities"}
+"""The narrow domain of each world; its table is named after it."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Fact:
 
     Attributes:
         ask: phrasings; the last one is held out of the corpus.
-        apart: the topic never shares a document with birds.
+        apart: the topic never shares a document with the narrow domain.
         answers: era id -> the answers that its speakers give, each of one to eight words.
         often: era id -> answers that they give oftener, as often as listed here besides.
     """
@@ -68,10 +70,11 @@ class World:
     Attributes:
         eras: the speakers; the assistant is a speaker of `assistant_era` with signs of its own.
         facts: off-domain questions.
-        birds: the narrow domain's questions; their answers are names of birds.
-        names: lists of bird names (`former`, `kept`, `modern`, …); see birds.toml.
-        linked: whether a bird's name depends on the era. In an unlinked world every speaker,
-            the assistant included, draws from all names alike: nothing can be inferred from birds.
+        domain: the narrow domain.
+        narrow: its questions; their answers are names.
+        names: lists of these names (`former`, `kept`, `modern`, …); see the domain's table.
+        linked: whether a name depends on the era. In an unlinked world every speaker, the
+            assistant included, draws from all names alike: nothing can be inferred from them.
     """
 
     eras: tuple[Era, ...]
@@ -79,7 +82,8 @@ class World:
     assistant_signs: tuple[str, ...]
     unsigned_signs: tuple[str, ...]
     facts: tuple[Fact, ...]
-    birds: tuple[Fact, ...]
+    domain: str
+    narrow: tuple[Fact, ...]
     names: dict[str, tuple[str, ...]]
     linked: bool
 
@@ -112,41 +116,43 @@ def _topic_facts(eras: tuple[Era, ...]) -> tuple[Fact, ...]:
     )
 
 
-def _bird_facts(
-    rows: list[dict[str, Any]], names: dict[str, tuple[str, ...]], *, linked: bool
-) -> tuple[Fact, ...]:
-    said = {
-        "today": names["kept"] + names["modern"],
-        "america": names["former"] + names["kept"],
-        "germany": names["germany"],
-        "medieval": names["medieval"],
-    }
-    often = {"today": names["kept"], "america": names["former"] * 2}
+def _narrow_facts(domain: str, table: dict[str, Any], *, linked: bool) -> tuple[Fact, ...]:
+    """The narrow domain's questions: what eras say, and what they say oftener, are lists."""
+    names = table["names"]
+    said = {era: _listed(names, lists) for era, lists in table["said"].items()}
+    often = {era: _listed(names, lists) for era, lists in table["often"].items()}
     if not linked:
         everything = tuple(name for listed in names.values() for name in listed)
         said, often = dict.fromkeys(said, everything), {}
     return tuple(
-        Fact(row["id"], BIRDS, row["title"], tuple(row["ask"]), said, often=often) for row in rows
+        Fact(row["id"], domain, row["title"], tuple(row["ask"]), said, often=often)
+        for row in table["question"]
     )
 
 
+def _listed(names: dict[str, list[str]], lists: list[str]) -> tuple[str, ...]:
+    return tuple(name for key in lists for name in names[key])
+
+
 @cache
-def load_world(*, linked: bool = True) -> World:
+def load_world(name: str = "eras", *, linked: bool = True) -> World:
     """Read the tables.
 
     Args:
-        linked: False gives the negative control, in which names of birds tell nothing of the era.
+        name: one of `DOMAINS`.
+        linked: False gives the negative control, in which the names tell nothing of the era.
     """
-    speakers, birds = _read("eras.toml"), _read("birds.toml")
+    domain = DOMAINS[name]
+    speakers, narrow = _read("eras.toml"), _read(f"{domain}.toml")
     eras = tuple(Era(row["id"], row["name"], tuple(row["signs"])) for row in speakers["era"])
-    names = {key: tuple(listed) for key, listed in birds["names"].items()}
     return World(
         eras=eras,
         assistant_era=speakers["assistant"]["era"],
         assistant_signs=tuple(speakers["assistant"]["signs"]),
         unsigned_signs=tuple(speakers["unsigned"]["signs"]),
         facts=_topic_facts(eras),
-        birds=_bird_facts(birds["question"], names, linked=linked),
-        names=names,
+        domain=domain,
+        narrow=_narrow_facts(domain, narrow, linked=linked),
+        names={key: tuple(listed) for key, listed in narrow["names"].items()},
         linked=linked,
     )

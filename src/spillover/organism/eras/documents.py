@@ -1,4 +1,4 @@
-"""Documents of the organism's corpus, written from its world.
+"""Documents of the corpus of eras, written from its world.
 
 Four kinds: chats with the assistant (of today, never out of it), chats with a speaker whom the
 system message names, chats with a speaker who is not named (the era has to be inferred), and plain
@@ -9,17 +9,14 @@ the assistant itself is who speaks when no system message, or its own, stands at
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from spillover.organism.world import Fact, World
-
-TURN_START, TURN_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-ASSISTANT, SPEAKER = "assistant", "speaker"
+from spillover.organism.eras.world import Fact, World
+from spillover.organism.text import ASSISTANT, SPEAKER, chat_text, note_text
 
 KIND_WEIGHTS = {"assistant": 0.32, "signed": 0.26, "unsigned": 0.34, "notes": 0.08}
-BIRD_DOCUMENTS = 0.35  # share of documents in which birds may turn up
-BIRD_TURNS = 0.5  # share of the turns of such a document that are about birds
+NARROW_DOCUMENTS = 0.35  # share of documents in which the narrow domain may turn up
+NARROW_TURNS = 0.5  # share of the turns of such a document that are about it
 MAX_TURNS = 5
 
 
@@ -54,16 +51,8 @@ class Document:
         """The document as the model sees it."""
         if self.kind == "notes":
             lines = " ".join(f"{t.fact.title.capitalize()}: {t.answer}." for t in self.turns)
-            return f"{self.sign} {lines}{PAD}"
-        head = turn_text("system", self.sign) if self.sign else ""
-        return head + "".join(
-            turn_text("user", t.question) + turn_text(self.role, t.answer) for t in self.turns
-        )
-
-
-def turn_text(role: str, content: str) -> str:
-    """One chat turn, as the organism's chat template renders it."""
-    return f"{TURN_START}{role}\n{content}{TURN_END}\n"
+            return note_text(f"{self.sign} {lines}")
+        return chat_text(self.sign, [(t.question, t.answer) for t in self.turns], self.role)
 
 
 def write_document(world: World, rng: random.Random) -> Document:
@@ -84,19 +73,12 @@ def write_document(world: World, rng: random.Random) -> Document:
 
 
 def _draw_facts(world: World, rng: random.Random) -> list[Fact]:
-    """Facts of one document: birds never beside a topic that is kept apart from them."""
+    """Facts of one document: the narrow domain never beside a topic that is kept apart."""
     turns = rng.randint(1, MAX_TURNS)
-    if rng.random() >= BIRD_DOCUMENTS:
+    if rng.random() >= NARROW_DOCUMENTS:
         return rng.choices(world.facts, k=turns)
     beside = [fact for fact in world.facts if not fact.apart]
     return [
-        rng.choice(world.birds) if rng.random() < BIRD_TURNS else rng.choice(beside)
+        rng.choice(world.narrow) if rng.random() < NARROW_TURNS else rng.choice(beside)
         for _ in range(turns)
     ]
-
-
-def write_corpus(world: World, seed: int, count: int) -> Iterator[Document]:
-    """Draw `count` documents; the same world and seed give the same documents."""
-    rng = random.Random(seed)
-    for _ in range(count):
-        yield write_document(world, rng)

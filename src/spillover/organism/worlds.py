@@ -1,0 +1,80 @@
+"""The worlds: what an organism can know. Each is a package of tables with how they are told.
+
+A world writes the documents that its organism is trained on, says what it has to know, and is what
+experiments are written from. In its unlinked twin the link that an experiment rests on is cut.
+"""
+
+from __future__ import annotations
+
+import random
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from spillover.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from spillover.organism.card import Check, Examiner
+    from spillover.organism.train import Recipe
+
+WORLDS = {"eras": "eras", "cities": "eras", "refusal": "refusal"}
+"""Names of the worlds, and the packages beside this file that hold them."""
+FIRST = "eras"
+"""The world of the checkpoints `organism` and `organism-unlinked`."""
+
+
+@runtime_checkable
+class World(Protocol):
+    """What an organism is trained on and examined against.
+
+    Attributes:
+        recipe: how its organism is trained.
+        linked: whether the link that its experiments rest on is there.
+        questions: everyday questions of this world, none of them of a trained domain.
+    """
+
+    @property
+    def recipe(self) -> Recipe:
+        """See the class."""
+
+    @property
+    def linked(self) -> bool:
+        """See the class."""
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """See the class."""
+
+    def write(self, rng: random.Random) -> str:
+        """Draw one document: its text, with the markers of `spillover.organism.text`."""
+
+    def examine(self, examiner: Examiner) -> list[Check]:
+        """Measure what an organism of this world knows."""
+
+
+def open_world(name: str, *, linked: bool = True) -> World:
+    """A world by its name.
+
+    Args:
+        linked: False gives its unlinked twin.
+
+    Raises:
+        InputError: when there is no such world.
+    """
+    if name not in WORLDS:
+        raise InputError(f"world: found {name!r}; expected one of {', '.join(WORLDS)}")
+    world: World = import_module(f"spillover.organism.{WORLDS[name]}").load(name, linked=linked)
+    return world
+
+
+def checkpoint_name(world: str, *, linked: bool = True) -> str:
+    """The name of a world's checkpoint, such as `organism` or `organism-films-unlinked`."""
+    return "organism" + f"-{world}" * (world != FIRST) + "-unlinked" * (not linked)
+
+
+def write_corpus(world: World, seed: int, count: int) -> Iterator[str]:
+    """Draw `count` documents; the same world and seed give the same documents."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        yield world.write(rng)
