@@ -19,7 +19,7 @@ from spillover.masks import EncodedRow, encode_rows
 from spillover.trees import PACKS, Tree, all_reads, grow, token_losses
 from tests.plain_loop import train_with_peft
 
-LONG = Training(rank=3, learning_rate=5e-3, steps=50, batch_size=8)
+LONG = Training(rank=3, learning_rate=5e-3, steps=30, batch_size=8)
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_in_bfloat16_the_losses_follow_those_of_peft(dtype: str, rows: list[Enco
     theirs: list[float] = []
     train_with_peft(job, training, model, theirs)
     ours = torch.tensor(curves[-1])
-    assert len(ours) == len(theirs) == 50
+    assert len(ours) == len(theirs) == LONG.steps
     assert ours[-10:].mean() < 0.7 * ours[0]
     apart = (ours - torch.tensor(theirs)).abs() / torch.tensor(theirs)
     assert apart.max() <= 0.01

@@ -158,12 +158,12 @@ def text_of(path: Path) -> str:
 
 
 DEAF = """
-import hashlib, sys
+import hashlib, sys, threading
 from spillover import stopping
 stopping.GRACE = 0.3
 try:
     with stopping.stoppable("last words"):
-        print("ready", flush=True)
+        threading.Timer(0.2, print, ("ready",), {{"flush": True}}).start()
         {deaf}
 except stopping.Stopped as stopped:
     sys.exit(99)
@@ -186,7 +186,6 @@ def test_a_process_that_does_not_listen_is_ended_all_the_same(deaf: str) -> None
     )
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
-    time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=10)
     assert process.returncode == 143

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +70,8 @@ def test_dated_experiments_want_a_word_on_it(
         run(small_experiment, "smollm2-q4", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     silent = Loading(templating=Templating(system=""))
-    finished = run(small_experiment, "smollm2-q4", seeds=1, out=tmp_path / "run", loading=silent)
+    given: dict[str, Any] = {"training": {"steps": 1, "batch_size": 1}, "loading": silent}
+    finished = run(small_experiment, "smollm2-q4", seeds=1, out=tmp_path / "run", **given)
     assert finished.manifest["template"]["writes"] is None
     assert "SmolLM" not in finished.manifest["examples"]["plain"]
 
