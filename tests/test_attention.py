@@ -19,7 +19,7 @@ from spillover.masks import EncodedRow, encode_rows
 from spillover.trees import PACKS, Tree, all_reads, grow, token_losses
 from tests.plain_loop import train_with_peft
 
-LONG = Training(rank=3, learning_rate=5e-3, steps=30, batch_size=8)
+LONG = Training(rank=3, learning_rate=5e-3, steps=50, batch_size=8)
 
 
 @pytest.fixture
