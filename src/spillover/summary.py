@@ -16,6 +16,7 @@ from spillover.folder import whole
 from spillover.guards import Finding, off_domain_only
 from spillover.specification import BASE, TREATMENT, Specification
 from spillover.store import CHOICE, SHOWN, TEXT
+from spillover.sweeps import list_sweeps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +68,7 @@ def summarize(
         "headline": headline_id(effects, specification),
         "headline_context": specification.headline_context,
         "trained_context": specification.trained_context or specification.headline_context,
+        "sweeps": list_sweeps(specification, on_organism=settings.source.is_organism),
         "verdict": {"kind": verdict.kind, "text": verdict.text},
         "warnings": [{"name": found.name, "message": found.message} for found in warnings],
         "rates": [
@@ -118,6 +120,17 @@ def _effect(row: dict[Any, Any], specification: Specification) -> dict[str, Any]
     kept = {k: v for k, v in row.items() if k not in ("treatment", "control")}
     said = {"contrast": [row["treatment"], row["control"]], "trained": trained}
     return kept | said | {"context": _values(specification, row["context"])}
+
+
+def inside_metric(rates: Sequence[dict[str, Any]], metric: str) -> str:
+    """What success in the trained domain is measured by: the first metric that some arm has there.
+
+    Args:
+        rates: those of the trained context.
+        metric: that of the headline.
+    """
+    found = {r["metric"] for r in rates if r["domain"] == "in" and r["value"] is not None}
+    return next((m for m in ("judged", metric, "choice-mass", "log-odds") if m in found), metric)
 
 
 def texts_table(
