@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from spillover import LoadedModel, RunError, grid, grids, runs
+from spillover.errors import MachineError
 from spillover.grids import read_over
 from spillover.report import ReportData
 from spillover.report.grid import best_effect, heat_maps, write_grid_report
@@ -164,6 +165,17 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(
     found = small(small_experiment, tmp_path / "grid", over={"lr": (1e-3, 1e-2)})
     assert [cell["failed"] for cell in found.content["cells"]] == [None, "the loss is not finite"]
     assert found.maxima[0]["settings"] == {"learning_rate": 1e-3}
+
+
+def test_what_the_machine_lacks_is_no_result_of_a_cell(
+    small_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*_: Any, **__: Any) -> None:
+        raise MachineError("its disk is full")
+
+    monkeypatch.setattr(grids, "execute", is_full)
+    with pytest.raises(RunError, match="its disk is full"):
+        small(small_experiment, tmp_path / "grid")
 
 
 @pytest.mark.usefixtures("_quick")

@@ -212,7 +212,7 @@ def swept_data(values: list[Any]) -> ReportData:
     effects, rates = [], []
     for index, value in enumerate(values):
         context = {"name": f"year={value}", "year": value}
-        shown: dict[str, Any] = {"value": 0.1 * index, "low": 0.1 * index - 0.1, "high": 0.1 * index + 0.1}
+        shown: dict[str, Any] = {"value": 0.1 * index, "low": -0.1, "high": 0.9}
         shown |= {"per_seed": [0.1 * index] * 3, "context": context}
         shown |= {"value": None, "low": None, "high": None} if index == 2 else {}
         effects.append(place | shown | {"id": str(index), "contrast": ["treatment", "still-used"]})

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover.contexts import spread
-from spillover.errors import InputError, RunError, RunFolderError, check_writable
+from spillover.errors import InputError, MachineError, RunError, RunFolderError, check_writable
+from spillover.failures import failures_in_words
 from spillover.finetune import Training, read_losses
 from spillover.folder import is_unused, make_folder, whole
 from spillover.models.loading import load_source
@@ -127,7 +128,8 @@ def grid(
     ]
     _check_folder(folder, cells)
     runs = list(_finished(cells, _opener(first), progress or _say_nothing))
-    return _write(folder, _content(first, listed, cells, runs), runs)
+    with failures_in_words(folder):
+        return _write(folder, _content(first, listed, cells, runs), runs)
 
 
 def read_over(given: Sequence[str]) -> dict[str, tuple[Setting, ...]]:
@@ -220,6 +222,8 @@ def _finished(
         notify("cells", number, len(cells))
         try:
             yield execute(cell.settings, cell.folder, load=load)
+        except MachineError:
+            raise
         except RunError as error:
             yield error
     notify("cells", len(cells), len(cells))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from spillover.errors import InputError, RunFolderError
 from spillover.experiment import builtin_experiments
+from spillover.failures import failures_in_words
 from spillover.folder import is_unused, make_folder, whole
 from spillover.runs import Run, execute
 from spillover.settings import RunSettings, resolve_settings
@@ -109,11 +110,12 @@ def suite(
         rows.append(row_of(execute(settings, folder / _place(settings)), settings))
     if progress:
         progress("experiments", len(planned), len(planned))
-    make_folder(folder)
     content = {"schema": 1, "made": _made(), "rows": rows}
-    write_json(folder / SUITE, content)
-    with whole(folder / TABLE) as partial:
-        partial.write_text(markdown(content) + "\n", "utf-8")
+    with failures_in_words(folder):
+        make_folder(folder)
+        write_json(folder / SUITE, content)
+        with whole(folder / TABLE) as partial:
+            partial.write_text(markdown(content) + "\n", "utf-8")
     return Suite(folder, json.loads((folder / SUITE).read_text("utf-8")))
 
 
