@@ -183,6 +183,7 @@ def suite(
     if as_json:
         print_json({"folder": str(finished.folder), "suite": finished.content})
         return
-    show_table("Suite", suites.COLUMNS, [suites.cells(row) for row in finished.rows])
+    rows = [suites.cells(row, suites.NARROW) for row in finished.rows]
+    show_table(f"Suite, {seeds} seeds", suites.NARROW, rows)
     status(f"{time.perf_counter() - started:.0f} s, {peak_memory():.1f} GB of memory at most")
     status(f"Table: {finished.folder / suites.TABLE}")

@@ -33,7 +33,7 @@ BEGIN, END = "<!-- suite -->", "<!-- /suite -->"
 COLUMNS = (
     "experiment",
     "model",
-    "contrast",
+    "against",
     "context",
     "metric",
     "treatment",
@@ -43,6 +43,10 @@ COLUMNS = (
     "specificity (nats)",
     "coverage",
 )
+
+
+NARROW = ("experiment", "model", "against", "context", "effect", "in-domain", "specificity (nats)")
+"""The columns that a terminal has room for."""
 
 
 @dataclass(frozen=True)
@@ -192,25 +196,29 @@ def _ends(effect: Record) -> Record:
 def markdown(content: Record) -> str:
     """The rows as a table in Markdown, as it stands in the README."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    lines += [f"| {' | '.join(cells(row))} |" for row in content["rows"]]
+    for row in content["rows"]:
+        name, model, *others = cells(row)
+        lines.append(f"| {' | '.join([f'`{name}`', f'`{model}`', *others])} |")
     return "\n".join(lines)
 
 
-def cells(row: Record) -> list[str]:
+def cells(row: Record, columns: Sequence[str] = COLUMNS) -> list[str]:
     """A row as texts."""
-    return [
-        f"`{row['experiment']}`",
-        f"`{row['model']}`",
-        f"{row['contrast'][0]} − {row['contrast'][1]}",
-        row["context"],
-        row["metric"],
-        _number(row["treatment"]),
-        _number(row["control"]),
-        _interval(row["effect"]),
-        _number(row["in_domain"]),
-        _interval(row["specificity"]),
-        _number(row["coverage"]),
-    ]
+    unit = " nats" if row["metric"] == "log-odds" else ""
+    found = {
+        "experiment": row["experiment"],
+        "model": row["model"],
+        "against": row["contrast"][1],
+        "context": row["context"],
+        "metric": row["metric"],
+        "treatment": _number(row["treatment"]),
+        "control": _number(row["control"]),
+        "effect": _interval(row["effect"]) + unit,
+        "in-domain": _number(row["in_domain"]),
+        "specificity (nats)": _interval(row["specificity"]),
+        "coverage": _number(row["coverage"]),
+    }
+    return [found[name] for name in columns]
 
 
 def _number(value: float | None) -> str:
