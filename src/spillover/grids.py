@@ -313,8 +313,13 @@ def _arms(run: Run, cell: Cell, metric: str) -> list[Record]:
             "in_domain": success.get(row["arm"], {}).get("value"),
             "loss": _loss(run, row["arm"], steps),
         }
-        for row in outside
+        for row in sorted(outside, key=lambda row: _place(row["arm"], control))
     ]
+
+
+def _place(arm: str, control: str) -> tuple[int, str]:
+    """Treatment first, then the headline's control, the base last."""
+    return {TREATMENT: 0, control: 1, BASE: 3}.get(arm, 2), arm
 
 
 def _ends(effect: Record | None) -> Record | None:
@@ -340,14 +345,13 @@ def _maxima(cells: Sequence[Record]) -> list[Record]:
             kept = best.get(row["arm"])
             if row["arm"] != BASE and (kept is None or value > kept["order"]):
                 best[row["arm"]] = {"order": value, "cell": cell, "row": row}
-    order = sorted(best, key=lambda arm: (arm != TREATMENT, arm))
     return [
         {
             "arm": arm,
             **{key: best[arm]["row"][key] for key in ("value", "shift", "in_domain", "coverage")},
             "settings": best[arm]["cell"]["settings"],
         }
-        for arm in order
+        for arm in best
     ]
 
 

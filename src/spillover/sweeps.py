@@ -216,20 +216,20 @@ def list_sweeps(specification: Specification, *, on_organism: bool) -> list[Reco
         if len(context.values) == 1 and context.domain != "in" and context.arms is None:
             (name,) = context.values
             found.setdefault(name, []).append(context)
+    swept = {name: _ordered(name, listed) for name, listed in found.items() if len(listed) > 1}
     return [
         {
             "variable": name,
             "control": specification.headline_control,
-            "values": [context.values[name] for context in _ordered(name, contexts)],
+            "values": [context.values[name] for context in contexts],
             "trained": [c.values[name] for c in contexts if specification.is_trained(c)],
             "not_in_pretraining": [
-                c.values[name]
-                for c in contexts
-                if on_organism and specification.is_known(c) is False
+                context.values[name]
+                for context in contexts
+                if on_organism and specification.is_known(context) is False
             ],
         }
-        for name, contexts in found.items()
-        if len(contexts) > 1
+        for name, contexts in swept.items()
     ]
 
 

@@ -24,6 +24,8 @@ ROW = 34
 """Height of a row of a heat map, in points."""
 PAGE = 40
 """Rows of the table of cells that are shown at a time."""
+MOST_BESIDE = 5
+"""Panels that have room beside each other."""
 WHOLE = (0.0, 1.0)
 """The limits of a share."""
 WIDEST = 90
@@ -127,7 +129,9 @@ def _figure(
     count = len(content["over"][names[0]])
     width = max(200, min(WIDEST * count, 420))
     no_legend: list[Key] = []
-    return Figure(panels, no_legend, width, columns=len(rest) if len(rest) > 1 else 3)
+    return Figure(
+        panels, no_legend, width, columns=len(rest) if 1 < len(rest) <= MOST_BESIDE else 3
+    )
 
 
 def _title(arm: str | None, measure: str, content: Record) -> str:
