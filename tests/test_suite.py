@@ -7,22 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from spillover import LoadedModel, RunFolderError, runs, suite, suites
-from spillover.report import ReportData
+from spillover import RunFolderError, runs, suite, suites
 from tests.commands import call
 
 
 @pytest.fixture
-def _small(small_experiment: Path, organism: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small experiment in the place of the package's own, and a report without drawings."""
-
-    def write(folder: Path, data: ReportData) -> Path:
-        (folder / "figures").mkdir(parents=True)
-        (folder / "report.html").write_text(data.title, "utf-8")
-        return folder / "report.html"
-
-    monkeypatch.setattr("spillover.report.write_report", write)
-    monkeypatch.setattr(runs, "load_source", lambda *_: organism)
+def _small(small_experiment: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small experiment in the place of the package's own."""
     monkeypatch.setattr(suites, "builtin_experiments", lambda: {"small": small_experiment})
 
 
@@ -63,5 +54,9 @@ def test_bad_suites_are_refused_before_anything_is_computed(
     assert call("suite", "--readme", readme, "--out", tmp_path / "suite") == 2
     assert "has no place for the table" in capsys.readouterr().err
     assert not (tmp_path / "suite").exists()
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds no suite"):
         suite(out=tmp_path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spillover import ExperimentError, InputError, LoadedModel, load_experiment, run, runs, sweep
+from spillover import ExperimentError, InputError, load_experiment, run, sweep
 from spillover.contexts import random_digits
 from spillover.report import ReportData, charts
 from spillover.report.over import kind_of
@@ -33,19 +33,6 @@ def dated(small_experiment: Path) -> Path:
     toml = small_experiment / "experiment.toml"
     toml.write_text(toml.read_text("utf-8") + YEARS, "utf-8")
     return small_experiment
-
-
-@pytest.fixture
-def _quick(organism: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The organism loaded once, and a report without drawings."""
-
-    def write(folder: Path, data: ReportData) -> Path:
-        (folder / "figures").mkdir(parents=True)
-        (folder / "report.html").write_text(data.title, "utf-8")
-        return folder / "report.html"
-
-    monkeypatch.setattr("spillover.report.write_report", write)
-    monkeypatch.setattr(runs, "load_source", lambda *_: organism)
 
 
 def names(experiment: Any) -> list[str]:
@@ -148,7 +135,7 @@ def test_another_sweep_of_the_same_settings_belongs_to_the_same_folder(dated: Pa
 # What came out ------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("_quick")
+@pytest.mark.usefixtures("quick")
 def test_a_sweep_asks_only_what_is_new_and_marks_every_value(
     dated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,7 +164,7 @@ def test_a_sweep_asks_only_what_is_new_and_marks_every_value(
     assert list(table["trained"]) == [False, False, True, False]
 
 
-@pytest.mark.usefixtures("_quick")
+@pytest.mark.usefixtures("quick")
 def test_a_sweep_that_was_stopped_ends_like_one_that_was_not(
     dated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
