@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Stages:
-    """A progress bar per stage; call it with (stage, done, total)."""
+    """A progress bar per stage, from the first on; call it with (stage, done, total)."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -35,7 +35,6 @@ class Stages:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Stages:
-        self._progress.start()
         return self
 
     def __exit__(
@@ -44,6 +43,8 @@ class Stages:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self._tasks:
+            return  # bad input is told in a line of its own
         if error is None:
             self._finish_others("")
         for task in self._tasks.values() if error else ():
@@ -54,6 +55,7 @@ class Stages:
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show that `done` of `total` of a stage is done; a new stage ends those before it."""
         if stage not in self._tasks:
+            self._progress.start()
             self._finish_others(stage)
             self._tasks[stage] = self._progress.add_task(stage, total=max(total, 1))
         self._progress.update(self._tasks[stage], completed=done, total=max(total, 1))
