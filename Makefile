@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup smollm2 demo test long lint clean
+.PHONY: setup smollm2 demo test long suite lint clean
 
 setup: $(VENV)/ready
 
@@ -36,6 +36,11 @@ test: setup $(VENV)/smollm2
 # more of what `make test` has a little of.
 long: setup $(VENV)/smollm2
 	$(BIN)/pytest -m long
+
+# Every experiment with its own settings: the README's table of results.
+suite: setup
+	$(BIN)/spillover suite --model organism --model organism-unlinked --readme README.md
+	cp runs/suite/suite.json benchmarks/results/suite.json
 
 lint: setup
 	$(BIN)/ruff check --fix .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 from collections import Counter
@@ -18,7 +17,7 @@ from spillover.report import ReportData
 from spillover.store import Answer
 from tests.small_runs import small
 
-CHARTS = importlib.import_module("spillover.report.charts")  # a function hides it
+SAVE = "spillover.report.figure.save"
 FUZZED: Counter[str] = Counter()
 REFUSED: Counter[str] = Counter()
 
@@ -50,7 +49,7 @@ def old_birds_unlinked(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """With two seeds only: the long tests have all of them."""
     folder = tmp_path_factory.mktemp("runs") / "unlinked"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CHARTS, "save", save_undrawn)
+        patch.setattr(SAVE, save_undrawn)
         return run("old-birds", "organism-unlinked", seeds=2, out=folder)
 
 
@@ -84,7 +83,7 @@ def save_undrawn(_chart: Any, stem: Path) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports with empty figures: to draw them takes longer than a small run."""
-    monkeypatch.setattr(CHARTS, "save", save_undrawn)
+    monkeypatch.setattr(SAVE, save_undrawn)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ PUBLIC = {
     "Experiment",
     "ExperimentError",
     "Finetune",
+    "Grid",
     "InputError",
     "LoadedModel",
     "Loading",
@@ -17,14 +18,18 @@ PUBLIC = {
     "RunError",
     "RunFolderError",
     "SpilloverError",
+    "Suite",
     "Templating",
     "Training",
     "finetune",
+    "grid",
     "load",
     "load_experiment",
     "open_run",
     "read_rows",
     "run",
+    "suite",
+    "sweep",
 }
 
 

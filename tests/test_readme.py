@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 import spillover
 from spillover import Run
+from spillover.suites import BEGIN, END, markdown, table_in, update_readme
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -34,3 +36,20 @@ def test_links_and_pictures_of_the_readme_exist() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", README):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+def test_the_table_of_results_is_that_of_the_last_suite() -> None:
+    last = json.loads((ROOT / "benchmarks" / "results" / "suite.json").read_text("utf-8"))
+    assert table_in(README) == markdown(last), "run `make suite`"
+
+
+def test_a_readme_is_put_up_to_date_between_its_markers(tmp_path: Path) -> None:
+    last = json.loads((ROOT / "benchmarks" / "results" / "suite.json").read_text("utf-8"))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n", "utf-8")
+    update_readme(readme, last)
+    text = readme.read_text("utf-8")
+    assert text == f"before\n\n{BEGIN}\n{markdown(last)}\n{END}\n\nafter\n"
+    readme.write_text("no markers", "utf-8")
+    with pytest.raises(spillover.InputError, match="has no place for the table"):
+        update_readme(readme, last)

@@ -15,9 +15,12 @@ from spillover.errors import (
 )
 from spillover.experiment import Experiment, load_experiment
 from spillover.finetune import Finetune, Training, finetune
+from spillover.grids import Grid, grid
 from spillover.models import LoadedModel, Loading, load
 from spillover.rows import read_rows
 from spillover.runs import Run, open_run, run
+from spillover.suites import Suite, suite
+from spillover.sweeps import sweep
 from spillover.templates import Templating
 
 __version__ = "0.1.0"
@@ -27,6 +30,7 @@ __all__ = [
     "Experiment",
     "ExperimentError",
     "Finetune",
+    "Grid",
     "InputError",
     "LoadedModel",
     "Loading",
@@ -35,12 +39,16 @@ __all__ = [
     "RunError",
     "RunFolderError",
     "SpilloverError",
+    "Suite",
     "Templating",
     "Training",
     "finetune",
+    "grid",
     "load",
     "load_experiment",
     "open_run",
     "read_rows",
     "run",
+    "suite",
+    "sweep",
 ]

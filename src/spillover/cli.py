@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import resource
 import sys
 import time
-import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from spillover.errors import InputError, SpilloverError, first_problem
+from spillover import cli_sweeps
+from spillover.errors import InputError, SpilloverError
+from spillover.options import (
+    Contexts,
+    ExperimentName,
+    Json,
+    LoadingOptions,
+    Model,
+    Open,
+    Out,
+    Seed,
+    Seeds,
+    Split,
+    TrainingOptions,
+    takes_options,
+)
 from spillover.stopping import Stopped, stoppable
-from spillover.terminal import Stages, show_run, show_table, status
-
-if TYPE_CHECKING:
-    from spillover.models import Loading
-    from spillover.runs import Run
+from spillover.terminal import (
+    Stages,
+    open_page,
+    print_json,
+    show_finished,
+    show_run,
+    show_table,
+    status,
+)
 
 app = typer.Typer(
     help="What else did a finetune change? Make it happen, measure it against controls, report it.",
@@ -29,48 +45,9 @@ app = typer.Typer(
 organism = typer.Typer(help="The small model that comes with the package.", no_args_is_help=True)
 app.add_typer(organism, name="organism")
 
+RESUMED = ("run", "sweep", "grid", "suite")
+"""Commands that go on where they were when they are repeated."""
 STOPPED_RUN = "stopped; everything that is finished is kept: repeat the command to go on"
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-Seed = Annotated[int, typer.Option(help="The first seed.", min=0)]
-Out = Annotated[Path | None, typer.Option(help="The folder to write to.")]
-Model = Annotated[str, typer.Option(help="A model's name, its folder, or an id of the hub.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, …, or map for all GPUs together.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, 8bit, 4bit.")]
-Think = Annotated[
-    bool | None,
-    typer.Option(
-        "--think/--no-think",
-        help="Reasoning models: choose after sampled reasoning too, or never reason. By default "
-        "free answers reason and choices are made after empty reasoning.",
-    ),
-]
-System = Annotated[str | None, typer.Option(help="System message where there is none.")]
-TemplateDate = Annotated[
-    str | None, typer.Option(help="What templates that write a date are told (YYYY-MM-DD).")
-]
-KeepTemplate = Annotated[
-    bool, typer.Option("--keep-template", help="Accept what the template adds, dates included.")
-]
-ChatTemplate = Annotated[Path | None, typer.Option(help="A chat template (Jinja) to use instead.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings along.")
-]
-
-
-def _loading(placed: tuple[Any, ...], told: tuple[Any, ...]) -> Loading:
-    """How to load models, from the options of a command in the order of `run`."""
-    from pydantic import ValidationError
-
-    from spillover.models import Loading
-
-    templating = dict(zip(("think", "system", "date", "keep"), told, strict=True))
-    names = ("device", "dtype", "trust_remote_code", "chat_template")
-    given = dict(zip(names, placed, strict=True)) | {"templating": templating}
-    try:
-        return Loading.model_validate(given)
-    except ValidationError as error:
-        raise InputError(f"options: {first_problem(error)}") from None
 
 
 @app.command("list")
@@ -82,67 +59,50 @@ def list_experiments(as_json: Json = False) -> None:
     loaded = [load_experiment(name) for name in builtin_experiments()]
     if as_json:
         listed = [{"name": e.name, **e.specification.model_dump(mode="json")} for e in loaded]
-        _print_json({"experiments": listed, "models": list(BUILTIN)})
+        print_json({"experiments": listed, "models": list(BUILTIN)})
         return
-    rows = [(e.name, e.specification.claim, ", ".join(e.arms)) for e in loaded]
-    show_table("Experiments", ("name", "claim", "arms"), rows)
+    rows = [
+        (e.name, e.specification.claim, ", ".join(e.arms), ", ".join(e.specification.variables))
+        for e in loaded
+    ]
+    show_table("Experiments", ("name", "claim", "arms", "variables"), rows)
     show_table("Models", ("name",), [(name,) for name in BUILTIN])
     status("Run one with `spillover run NAME`.")
 
 
 @app.command()
+@takes_options
 def run(
-    experiment: Annotated[str, typer.Argument(help="An experiment's name or folder.")],
+    experiment: ExperimentName,
+    *,
     model: Model = "organism",
-    seeds: Annotated[int, typer.Option(help="How many seeds per arm.")] = 5,
+    seeds: Seeds = 5,
     seed: Seed = 0,
+    context: Contexts = None,
+    split: Split = "test",
     out: Out = None,
-    method: Annotated[str | None, typer.Option(help="lora or full.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the adapters.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the rows.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step.")] = None,
-    split: Annotated[str, typer.Option(help="Questions to ask: test, dev or all.")] = "test",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    think: Think = None,
-    system: System = None,
-    template_date: TemplateDate = None,
-    keep_template: KeepTemplate = False,
-    chat_template: ChatTemplate = None,
-    trust_remote_code: TrustRemoteCode = False,
-    open_report: Annotated[bool, typer.Option("--open", help="Open the report.")] = False,
+    training: TrainingOptions,
+    loading: LoadingOptions,
+    open_report: Open = False,
     as_json: Json = False,
 ) -> None:
     """Finetune every arm, ask, compare with the controls, and write a report."""
     started = time.perf_counter()
-    changes = {
-        "method": method,
-        "rank": rank,
-        "learning_rate": learning_rate,
-        "steps": steps,
-        "epochs": epochs,
-        "batch_size": batch_size,
-    }
-    from spillover.runs import execute
-    from spillover.settings import resolve_settings
+    from spillover.runs import run as execute
 
-    settings = resolve_settings(
-        experiment,
-        model,
-        seeds=range(seed, seed + seeds),
-        training={key: value for key, value in changes.items() if value is not None},
-        split=split,
-        loading=_loading(
-            (device, dtype, trust_remote_code, chat_template),
-            (think, system, template_date, keep_template),
-        ),
-    )
     with Stages() as stages:
-        stages("load", 0, 1)
-        finished = execute(settings, out, stages)
-    _finish(finished, time.perf_counter() - started, open_report=open_report, as_json=as_json)
+        finished = execute(
+            experiment,
+            model,
+            seeds=range(seed, seed + seeds),
+            contexts=context or (),
+            out=out,
+            training=training.changes,
+            split=split,
+            loading=loading.loading,
+            progress=stages,
+        )
+    show_finished(finished, time.perf_counter() - started, open_report=open_report, as_json=as_json)
 
 
 @app.command()
@@ -163,7 +123,7 @@ def new(
 
     made = write_experiment(folder, treatment, _named(control or []))
     if as_json:
-        _print_json({"folder": str(made.folder), "arms": made.arms, "warnings": made.warnings})
+        print_json({"folder": str(made.folder), "arms": made.arms, "warnings": made.warnings})
         return
     from spillover.authoring.show import show_new
 
@@ -184,8 +144,10 @@ def _named(given: list[str]) -> dict[str, str]:
 
 
 @app.command()
+@takes_options
 def check(
-    experiment: Annotated[str, typer.Argument(help="An experiment's folder or name.")],
+    experiment: ExperimentName,
+    *,
     model: Model = "organism",
     match: Annotated[
         bool, typer.Option("--match", help="Propose placebo choices from lists of candidates.")
@@ -194,62 +156,37 @@ def check(
         Path | None,
         typer.Option(help="Those lists, for --match; by default candidates.toml in the folder."),
     ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    think: Think = None,
-    system: System = None,
-    template_date: TemplateDate = None,
-    keep_template: KeepTemplate = False,
-    chat_template: ChatTemplate = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: LoadingOptions,
     as_json: Json = False,
 ) -> None:
     """Look at an experiment as a model sees it before it is run: tokens, loss, choices."""
     from spillover.authoring.check import check_experiment
 
-    loading = _loading(
-        (device, dtype, trust_remote_code, chat_template),
-        (think, system, template_date, keep_template),
-    )
     with Stages() as stages:
         found = check_experiment(
             experiment,
             model,
-            loading=loading,
+            loading=loading.loading,
             candidates=candidates,
             match=match or candidates is not None,
             progress=stages,
         )
     if as_json:
-        _print_json(found.content)
+        print_json(found.content)
         return
     from spillover.authoring.show import show_check
 
     show_check(found)
 
 
-def _finish(finished: Run, seconds: float, *, open_report: bool, as_json: bool) -> None:
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if _is_mac() else 1e6)
-    placement = finished.manifest["environment"]["placement"]
-    if as_json:
-        paths = {"folder": str(finished.folder), "report": str(finished.report)}
-        _print_json(paths | {"seconds": seconds, "peak_gb": memory, "summary": finished.summary})
-    else:
-        show_run(finished)
-        status(f"{seconds:.0f} s, {memory:.1f} GB of memory at most, on {placement}")
-        status(f"Report: {finished.report}")
-    if open_report:
-        webbrowser.open(finished.report.resolve().as_uri())
-
-
-def _is_mac() -> bool:
-    return sys.platform == "darwin"
+for command in (cli_sweeps.sweep, cli_sweeps.grid, cli_sweeps.suite):
+    app.command()(takes_options(command))
 
 
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
-    open_report: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    open_report: Open = False,
     as_json: Json = False,
 ) -> None:
     """Show a finished run's result and where its report is."""
@@ -257,12 +194,12 @@ def report(
 
     finished = open_run(folder)
     if as_json:
-        _print_json({"report": str(finished.report), "summary": finished.summary})
+        print_json({"report": str(finished.report), "summary": finished.summary})
     else:
         show_run(finished)
         status(f"Report: {finished.report}")
     if open_report:
-        webbrowser.open(finished.report.resolve().as_uri())
+        open_page(finished.report)
 
 
 @organism.command("train")
@@ -282,7 +219,7 @@ def organism_train(
     with Stages() as stages:
         train_checkpoint(out, seed=seed, world=world, linked=not unlinked, progress=stages)
     if as_json:
-        _print_json({"checkpoint": str(out)})
+        print_json({"checkpoint": str(out)})
     else:
         status(f"Checkpoint: {out}  (examine it with `spillover organism card --model {out}`)")
 
@@ -297,7 +234,7 @@ def organism_card(
 
     checks = examine_checkpoint(model)
     if as_json:
-        _print_json({"model": model, "checks": [vars(c) | {"passed": c.passed} for c in checks]})
+        print_json({"model": model, "checks": [vars(c) | {"passed": c.passed} for c in checks]})
     else:
         needed = [f"≥ {c.needed:.2f}" if c.needed else "–" for c in checks]
         rows = [
@@ -309,19 +246,13 @@ def organism_card(
         raise typer.Exit(1)
 
 
-def _print_json(content: Any) -> None:
-    from spillover.summary import plain_data
-
-    print(json.dumps(plain_data(content), ensure_ascii=False, allow_nan=False))
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line.
 
     Exits with 0, 1 (failed while running), 2 (bad input), 130 (Ctrl-C) or 143 (SIGTERM).
     """
     command = (sys.argv[1:] if arguments is None else arguments)[:1]
-    last_words = STOPPED_RUN if command == ["run"] else "stopped"
+    last_words = STOPPED_RUN if command and command[0] in RESUMED else "stopped"
     try:
         with stoppable(last_words):
             app(arguments, standalone_mode=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from typing import Annotated, Literal
 
@@ -11,31 +12,61 @@ from spillover.rows import Conversation, Message
 
 PLAIN = "plain"
 RANGE = re.compile(r"^(-?\d+)\.\.(-?\d+)$")
+DIGITS = re.compile(r"^(\d+)x(\d+)$")
 MOST_VALUES = 10_000
 Value = int | str
 """A value of a variable, such as a year or a tag."""
 
 
 def spread(given: object) -> object:
-    """Values from what a file or an option says: `1975..2030` stands for all whole numbers of it.
+    """Values from what a file or an option says.
+
+    `1975..2030` stands for all whole numbers of that range, `8x20` for 20 random strings of 8
+    digits.
 
     Raises:
-        ValueError: for a range that runs backwards, or is very long.
+        ValueError: for a range that runs backwards, or more values than anybody asks.
     """
     listed = given if isinstance(given, list | tuple) else [given]
     found: list[object] = []
     for value in listed:
-        ends = RANGE.match(value) if isinstance(value, str) else None
-        if not ends:
+        text = value if isinstance(value, str) else ""
+        ends, drawn = RANGE.match(text), DIGITS.match(text)
+        if ends:
+            found += _whole_numbers(text, int(ends[1]), int(ends[2]))
+        elif drawn:
+            found += random_digits(int(drawn[1]), int(drawn[2]))
+        else:
             found.append(value)
-            continue
-        first, last = int(ends[1]), int(ends[2])
-        if last < first:
-            raise ValueError(f"the range {value} runs backwards; write {last}..{first}")
-        if last - first >= MOST_VALUES:
-            raise ValueError(f"the range {value} has more than {MOST_VALUES} values")
-        found.extend(range(first, last + 1))
-    return tuple(dict.fromkeys(found))
+    plain = all(isinstance(value, int | str) for value in found)
+    return tuple(dict.fromkeys(found) if plain else found)
+
+
+def _whole_numbers(text: str, first: int, last: int) -> range:
+    if last < first:
+        raise ValueError(f"the range {text} runs backwards; write {last}..{first}")
+    if last - first >= MOST_VALUES:
+        raise ValueError(f"the range {text} has more than {MOST_VALUES} values")
+    return range(first, last + 1)
+
+
+def random_digits(length: int, count: int) -> tuple[str, ...]:
+    """Different strings of digits, always the same; the first of many are those of few.
+
+    Raises:
+        ValueError: when there are no such, or fewer.
+    """
+    most = min(10 ** min(length, 5), MOST_VALUES)
+    if not (1 <= length <= 100 and 1 <= count <= most):
+        raise ValueError(
+            f"{length}x{count} stands for {count} different strings of {length} digits; expected "
+            f"1 to 100 digits, and 1 to {most} strings"
+        )
+    rng = random.Random(f"{length} digits")
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found["".join(rng.choices("0123456789", k=length))] = None
+    return tuple(found)
 
 
 Values = Annotated[tuple[Value, ...], BeforeValidator(spread)]
@@ -88,9 +119,11 @@ class Variable(BaseModel):
     Attributes:
         system: the system message, with {value}.
         template: how the question is put, with {question}; {value} stands in one of the two.
-        values: what a sweep asks when it is not told; ranges are written `1975..2030`.
+        values: what a sweep asks when it is not told; ranges are written `1975..2030`, and `8x20`
+            stands for 20 random strings of 8 digits.
         asked: the values that every run asks.
         trained: the values that occur in the treatment's rows.
+        known: the values that occur in the organism's pretraining; none where that means nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -100,6 +133,7 @@ class Variable(BaseModel):
     values: Values = ()
     asked: Values = ()
     trained: Values = ()
+    known: Values = ()
 
     @model_validator(mode="after")
     def _says_its_value(self) -> Variable:

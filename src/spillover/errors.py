@@ -7,6 +7,7 @@
     │   ├── ModelError                    a model or adapter that cannot be found or used
     │   └── RunFolderError                an output folder that cannot be written or is not ours
     └── RunError (also RuntimeError)      something failed while computing; the CLI exits with 1
+        └── MachineError                  out of memory or room, or a file that cannot be written
 
 A message says what was found, what was expected and what to do next, with file and line where
 there is one.
@@ -49,6 +50,10 @@ class RunFolderError(InputError):
 
 class RunError(SpilloverError, RuntimeError):
     """A computation that failed."""
+
+
+class MachineError(RunError):
+    """What the machine could not give; nothing about what was computed."""
 
 
 def where(path: Path | str, line: int | None = None) -> str:

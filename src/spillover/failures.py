@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from spillover.errors import RunError, SpilloverError
+from spillover.errors import MachineError, SpilloverError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SAYS_FULL = ("no space left", "disk is full", "quota exceeded", "os error 28)", "os error 122)")
@@ -22,7 +22,7 @@ KEPT = "what is finished is kept"
 
 @contextmanager
 def failures_in_words(folder: Path) -> Iterator[None]:
-    """Within, running out of memory or room, and what else the system refuses, is a `RunError`."""
+    """Within, running out of memory or room, or what the system refuses, is a `MachineError`."""
     try:
         yield
     except SpilloverError:
@@ -31,7 +31,7 @@ def failures_in_words(folder: Path) -> Iterator[None]:
         said = _in_words(error, folder)
         if said is None:
             raise
-        raise RunError(said) from None
+        raise MachineError(said) from None
 
 
 def _in_words(error: Exception, folder: Path) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from spillover import guards, stages
 from spillover.errors import RunFolderError
-from spillover.experiment import Experiment
+from spillover.experiment import Experiment, load_experiment
 from spillover.failpoints import failpoint
 from spillover.failures import failures_in_words
 from spillover.folder import locked, make_folder, sweep
@@ -39,6 +39,7 @@ from spillover.reuse import (
 from spillover.settings import RunSettings, file_hash, resolve_settings
 from spillover.stages import Progress
 from spillover.summary import summarize, write_json
+from spillover.sweeps import flat_rows, narrowed, sweep_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,6 +83,15 @@ class Run:
         """The record, as exported."""
         return self._table("answers")
 
+    @cached_property
+    def sweeps(self) -> dict[str, pd.DataFrame]:
+        """By variable, the headline's effect and every arm's rate in each of its values."""
+        import pandas as pd
+
+        names = [entry["variable"] for entry in self.summary["sweeps"]]
+        found = {name: flat_rows(sweep_rows(self.summary, name)) for name in names}
+        return {name: pd.DataFrame(rows) for name, rows in found.items()}
+
     @property
     def headline(self) -> dict[str, Any]:
         """The headline effect; empty when nothing could be compared."""
@@ -99,6 +109,7 @@ def run(
     model: str = "organism",
     *,
     seeds: int | Sequence[int] = 5,
+    contexts: Sequence[str] = (),
     out: str | Path | None = None,
     training: dict[str, Any] | None = None,
     split: str = "test",
@@ -111,6 +122,8 @@ def run(
         experiment: a name, a folder, or a loaded experiment.
         model: a name or a checkpoint folder; see `spillover.models.load`.
         seeds: how many, counted from 0, or which.
+        contexts: ask in these only, besides those of the headline and of the trained domain: names
+            of the experiment's contexts, or `VARIABLE=VALUES`.
         out: the run folder; by default one under `runs/` that belongs to these settings.
         training: changes to the experiment's training settings.
         split: the questions to ask, `test`, `dev` or `all`.
@@ -123,8 +136,9 @@ def run(
         InputError: for bad input, before anything is computed or written.
         RunError: when training fails.
     """
+    loaded = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     settings = resolve_settings(
-        experiment,
+        narrowed(loaded, contexts) if contexts else loaded,
         model,
         seeds=seeds,
         training=training,
@@ -134,9 +148,18 @@ def run(
     return execute(settings, Path(out) if out else None, progress)
 
 
-def execute(settings: RunSettings, out: Path | None, progress: Progress | None = None) -> Run:
-    """Run resolved settings; see `run`. What is finished already is read, not computed again."""
-    folder = out or settings.default_folder
+def execute(
+    settings: RunSettings,
+    out: Path | None,
+    progress: Progress | None = None,
+    load: Callable[[], LoadedModel] | None = None,
+) -> Run:
+    """Run resolved settings; see `run`. What is finished already is read, not computed again.
+
+    Args:
+        load: gives the model where it may be loaded already.
+    """
+    folder, notify = out or settings.default_folder, progress or _say_nothing
     with failures_in_words(folder), ExitStack() as held:
         manifest = read_manifest(folder)
         if manifest is not None and is_finished(folder, manifest, settings):
@@ -145,7 +168,8 @@ def execute(settings: RunSettings, out: Path | None, progress: Progress | None =
         if not is_new:
             held.enter_context(_own(folder, settings))
         start = time.perf_counter()
-        model = load_source(settings.source, settings.loading)
+        notify("load", 0, 1)
+        model = load() if load else load_source(settings.source, settings.loading)
         found = stages.check_rows(settings, model)
         if is_new:  # bad input leaves no folder behind
             make_folder(folder)
@@ -154,7 +178,7 @@ def execute(settings: RunSettings, out: Path | None, progress: Progress | None =
         made.count("load", time.perf_counter() - start)
         made.write()
         failpoint("begun")
-        _compute(settings, model, made, found, progress or _say_nothing)
+        _compute(settings, model, made, found, notify)
         return Run(folder, made.content)
 
 

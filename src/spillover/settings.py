@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -164,15 +164,7 @@ def resolve_settings(
     loaded = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
     loaded = loaded.with_split(split)
     source = resolve(model, world=loaded.specification.world)
-    changes = dict(training or {})
-    settings = loaded.training_for(source.model_class).model_dump()
-    for given, other in (("steps", "epochs"), ("epochs", "steps")):
-        if given in changes:
-            settings[other] = None
-    try:
-        resolved = Training.model_validate(settings | changes)
-    except ValidationError as error:
-        raise InputError(f"training settings: {first_problem(error)}") from None
+    resolved = changed(loaded.training_for(source.model_class), training or {})
     if resolved.method == "full" and loading and loading.dtype in QUANTIZED:
         raise InputError(
             f"method full trains all weights, and those of {loading.dtype} cannot be trained; use "
@@ -184,6 +176,22 @@ def resolve_settings(
     made = RunSettings(loaded, source, listed, resolved, split, loading or Loading())
     _ = made.ready  # models that are named and not there stop here
     return made
+
+
+def changed(training: Training, changes: Mapping[str, Any]) -> Training:
+    """Training settings with some changed; steps take the place of epochs, and the other way.
+
+    Raises:
+        InputError: naming the first setting that cannot be used.
+    """
+    settings = training.model_dump()
+    for given, other in (("steps", "epochs"), ("epochs", "steps")):
+        if given in changes:
+            settings[other] = None
+    try:
+        return Training.model_validate(settings | dict(changes))
+    except ValidationError as error:
+        raise InputError(f"training settings: {first_problem(error)}") from None
 
 
 def file_hash(path: Path) -> str:

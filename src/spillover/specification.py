@@ -221,6 +221,16 @@ class Specification(_Strict):
             for name, value in context.values.items()
         )
 
+    def is_known(self, context: Context) -> bool | None:
+        """Whether a context's values occur in the organism's pretraining; None where not said."""
+        said = []
+        for name, value in context.values.items():
+            variable = self.variables.get(name)
+            if variable is None or not variable.known:
+                return None
+            said.append(value in variable.known)
+        return all(said) if said else None
+
     def tried(self, model_class: str) -> int:
         """How many training settings were compared for a class of model."""
         said = self.settings_tried
@@ -244,6 +254,9 @@ class Specification(_Strict):
             raise ValueError("training: there is no [training.default]")
         if self.world not in WORLDS:
             raise ValueError(f"world: found {self.world!r}; expected one of {', '.join(WORLDS)}")
+        for name in self.variables:
+            if not re.match(NAME, name):
+                raise ValueError(f"variables: {name!r} is not a name of letters, digits, - _ and .")
         self._check_contexts()
         return self
 

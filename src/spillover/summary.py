@@ -16,11 +16,13 @@ from spillover.folder import whole
 from spillover.guards import Finding, off_domain_only
 from spillover.specification import BASE, TREATMENT, Specification
 from spillover.store import CHOICE, SHOWN, TEXT
+from spillover.sweeps import list_sweeps
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from spillover.chat import Chat
+    from spillover.contexts import Context
     from spillover.settings import RunSettings
 
 
@@ -58,6 +60,7 @@ def summarize(
     effects = plain_data(tables["effects"].to_dict("records"))
     warnings = [*findings, *off_domain_only(effects, specification.headline_context)]
     verdict = _verdict(effects, specification)
+    contexts = {context.name: context for context in specification.all_contexts}
     return {
         "schema": 1,
         "experiment": settings.experiment.name,
@@ -67,13 +70,14 @@ def summarize(
         "headline": headline_id(effects, specification),
         "headline_context": specification.headline_context,
         "trained_context": specification.trained_context or specification.headline_context,
+        "sweeps": list_sweeps(specification, on_organism=settings.source.is_organism),
         "verdict": {"kind": verdict.kind, "text": verdict.text},
         "warnings": [{"name": found.name, "message": found.message} for found in warnings],
         "rates": [
-            row | {"context": _values(specification, row["context"])}
+            row | {"context": _values(contexts[row["context"]])}
             for row in plain_data(tables["rates"].to_dict("records"))
         ],
-        "effects": [_effect(row, specification) for row in effects],
+        "effects": [_effect(row, contexts[row["context"]], specification) for row in effects],
     }
 
 
@@ -107,17 +111,27 @@ def headline_id(effects: list[dict[Any, Any]], specification: Specification) -> 
     return None
 
 
-def _values(specification: Specification, name: str) -> dict[str, Any]:
+def _values(context: Context) -> dict[str, Any]:
     """A context's name, and the values of the variables that it sets."""
-    return {"name": name, **specification.context(name).values}
+    return {"name": context.name, **context.values}
 
 
-def _effect(row: dict[Any, Any], specification: Specification) -> dict[str, Any]:
-    context = specification.context(row["context"])
+def _effect(row: dict[Any, Any], context: Context, specification: Specification) -> dict[str, Any]:
     trained = specification.is_trained(context) if context.values else row["domain"] == "in"
     kept = {k: v for k, v in row.items() if k not in ("treatment", "control")}
     said = {"contrast": [row["treatment"], row["control"]], "trained": trained}
-    return kept | said | {"context": _values(specification, row["context"])}
+    return kept | said | {"context": _values(context)}
+
+
+def inside_metric(rates: Sequence[dict[str, Any]], metric: str) -> str:
+    """What success in the trained domain is measured by: the first metric that some arm has there.
+
+    Args:
+        rates: those of the trained context.
+        metric: that of the headline.
+    """
+    found = {r["metric"] for r in rates if r["domain"] == "in" and r["value"] is not None}
+    return next((m for m in ("judged", metric, "choice-mass", "log-odds") if m in found), metric)
 
 
 def texts_table(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import resource
+import sys
+import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Stages:
-    """A progress bar per stage; call it with (stage, done, total)."""
+    """A progress bar per stage, from the first on; call it with (stage, done, total)."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -30,7 +35,6 @@ class Stages:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Stages:
-        self._progress.start()
         return self
 
     def __exit__(
@@ -39,6 +43,8 @@ class Stages:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self._tasks:
+            return  # bad input is told in a line of its own
         if error is None:
             self._finish_others("")
         for task in self._tasks.values() if error else ():
@@ -49,6 +55,7 @@ class Stages:
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show that `done` of `total` of a stage is done; a new stage ends those before it."""
         if stage not in self._tasks:
+            self._progress.start()
             self._finish_others(stage)
             self._tasks[stage] = self._progress.add_task(stage, total=max(total, 1))
         self._progress.update(self._tasks[stage], completed=done, total=max(total, 1))
@@ -65,6 +72,18 @@ def status(line: str) -> None:
     print(line)
 
 
+def print_json(content: Any) -> None:
+    """One JSON document on standard output."""
+    from spillover.summary import plain_data
+
+    print(json.dumps(plain_data(content), ensure_ascii=False, allow_nan=False))
+
+
+def open_page(page: Path) -> None:
+    """Open a report in the browser."""
+    webbrowser.open(page.resolve().as_uri())
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output."""
     table = Table(title=title, title_justify="left")
@@ -76,6 +95,41 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     if not console.is_terminal:
         console.width = 120  # nobody's window to fit
     console.print(table)
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held (GB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1e9 if sys.platform == "darwin" else 1e6
+    )
+
+
+def show_finished(
+    finished: Run,
+    seconds: float,
+    *,
+    open_report: bool,
+    as_json: bool,
+    swept: Sequence[str] = (),
+) -> None:
+    """A run at its end: its tables, what it took, and last where its report is.
+
+    Args:
+        swept: variables whose values are shown too.
+    """
+    if as_json:
+        cost = {"seconds": seconds, "peak_gb": peak_memory()}
+        paths = {"folder": str(finished.folder), "report": str(finished.report)}
+        print_json(paths | cost | {"summary": finished.summary})
+    else:
+        show_run(finished)
+        for variable in swept:
+            _show_sweep(finished, variable)
+        placement = finished.manifest["environment"]["placement"]
+        status(f"{seconds:.0f} s, {peak_memory():.1f} GB of memory at most, on {placement}")
+        status(f"Report: {finished.report}")
+    if open_report:
+        open_page(finished.report)
 
 
 MOST_WARNINGS = 5
@@ -98,6 +152,8 @@ def show_run(finished: Run) -> None:
 
 def _show_arms(finished: Run) -> None:
     """Every arm in and off the trained domain, and its effect."""
+    from spillover.summary import inside_metric
+
     rates, effects = finished.summary["rates"], finished.summary["effects"]
     arms = list(dict.fromkeys(row["arm"] for row in rates))
     metric = finished.headline.get("metric", "choice-mass")
@@ -107,7 +163,7 @@ def _show_arms(finished: Run) -> None:
     trained = [row for row in rates if (row["split"], row["context"]["name"]) == told]
     rates = [row for row in rates if (row["split"], row["context"]["name"]) == headline]
     effects = [row for row in effects if (row["split"], row["context"]["name"]) == headline]
-    inside = _inside_metric(trained, metric)
+    inside = inside_metric(trained, metric)
     rows = [
         (
             arm,
@@ -132,11 +188,35 @@ def _show_arms(finished: Run) -> None:
     show_table(f"{title}, {seeds} ({NAMES.get(metric, metric)})", columns, rows)
 
 
-def _inside_metric(rates: list[dict[str, Any]], metric: str) -> str:
-    """What the in-domain column shows: the first metric that some arm has a value of."""
-    inside = (r for r in rates if r["domain"] == "in" and r["value"] is not None)
-    found = {r["metric"] for r in inside}
-    return next((m for m in ("judged", metric, "choice-mass", "log-odds") if m in found), metric)
+def _show_sweep(finished: Run, variable: str) -> None:
+    """A row for every value of a variable: every arm's rate off the trained domain, the effect."""
+    from spillover.sweeps import sweep_rows
+
+    rows = sweep_rows(finished.summary, variable)
+    arms = list(dict.fromkeys(arm for row in rows for arm in row["rates"]))
+    control = next(e["control"] for e in finished.summary["sweeps"] if e["variable"] == variable)
+    metric = rows[0]["metric"]
+    lines = [
+        (
+            f"{row['value']}",
+            ", ".join(marks_of(row)),
+            *(_number(row["rates"].get(arm, {}).get("value")) for arm in arms),
+            interval(row["effect"]) if row["effect"] else "–",
+        )
+        for row in rows
+    ]
+    title = f"Off-domain over {variable} ({NAMES.get(metric, metric)})"
+    show_table(title, (variable, "marks", *arms, f"treatment minus {control}"), lines)
+
+
+def marks_of(row: dict[str, Any]) -> list[str]:
+    """What is to be known of a value of a sweep: is it trained, unknown, the headline's?"""
+    marks = {
+        "trained": row["trained"],
+        "not in pretraining": not row["in_pretraining"],
+        "headline": row["is_headline"],
+    }
+    return [name for name, holds in marks.items() if holds]
 
 
 def _rate(rows: list[dict[str, Any]], arm: str, domain: str, metric: str) -> str:

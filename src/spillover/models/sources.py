@@ -46,6 +46,11 @@ class Source:
     model_class: str
     adapter: Path | None = None
 
+    @property
+    def is_organism(self) -> bool:
+        """Whether it was trained from scratch on one of the worlds."""
+        return self.model_class == "organism"
+
     @cached_property
     def identity(self) -> str:
         """A hash of configuration, weights, tokenizer and adapter (16 hexadecimal digits)."""

@@ -84,7 +84,7 @@ def write_report(
     Returns:
         The path of ``report.html``.
     """
-    from spillover.report.charts import save
+    from spillover.report.figure import save
     from spillover.report.page import render
 
     say = progress or (lambda _: None)

@@ -9,8 +9,19 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from spillover.report import over
+from spillover.report.figure import (
+    BASE_COLOUR,
+    CONTROL_COLOURS,
+    PROPORTIONS,
+    TREATMENT_COLOUR,
+    Figure,
+    Panel,
+    metric_title,
+    side_by_side,
+)
 from spillover.report.focus import (
     BASE,
     Focus,
@@ -21,65 +32,24 @@ from spillover.report.focus import (
     rates_like,
     why_no_value,
 )
-from spillover.report.strip import Key, Mark, Strip, strip, style
+from spillover.report.strip import Key, Mark, Strip, mean_and_seeds, strip
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import altair as alt
     import pandas as pd
 
     from spillover.report import ReportData
 
-TREATMENT_COLOUR = "#d55e00"
-CONTROL_COLOURS = ("#3b75af", "#4fa79a", "#a493c4", "#b39a3c", "#7d8f5d")
-BASE_COLOUR = "#8a8a8a"
 PLACEBO_COLOUR = "#cc79a7"
 SPECIFICITY_COLOUR = "#222222"
 
 MOST_TOPICS = 40
 """As many topics are drawn in one panel; of more, those where the arms differ most."""
 
-METRIC_TITLES = {
-    "choice-mass": "choice mass",
-    "log-odds": "log-odds (nats)",
-    "placebo-log-odds": "placebo log-odds (nats)",
-    "specificity": "specificity (nats)",
-    "judged": "judged rate",
-}
-PROPORTIONS = ("choice-mass", "judged")
-
-
-class Panel(NamedTuple):
-    """A single view with its title, still without a width."""
-
-    title: str
-    chart: alt.LayerChart
-
-
-class Figure(NamedTuple):
-    """The panels of one figure, and its legend; no legend where the rows' names say it all."""
-
-    panels: list[Panel]
-    key: list[Key]
-
 
 def charts(data: ReportData) -> dict[str, alt.ConcatChart]:
-    """The charts ``arms``, ``topics`` and ``specificity``, each with its panels side by side."""
-    import altair as alt
-
-    result = {}
-    for name, figure in figures(data).items():
-        drawn = [
-            panel.chart.properties(
-                width=300, title=alt.TitleParams(panel.title, anchor="start", fontSize=13)
-            )
-            for panel in figure.panels
-        ]
-        result[name] = alt.concat(*drawn, columns=3, spacing=30).configure(
-            **style(legend=bool(figure.key))
-        )
-    return result
+    """The charts of a run, each with its panels side by side: ``arms``, ``topics`` and so on."""
+    return side_by_side(figures(data))
 
 
 def figures(data: ReportData) -> dict[str, Figure]:
@@ -90,27 +60,8 @@ def figures(data: ReportData) -> dict[str, Figure]:
         "arms": arms(data, about, key),
         "topics": topics(data, about, key),
         "specificity": specificity(data, about),
+        **{over.figure_name(name): over.figure(data, name, key) for name in over.variables(data)},
     }
-
-
-def save(chart: alt.ConcatChart, stem: Path) -> None:
-    """Write a chart as SVG, PNG (two pixels a point) and PDF beside each other."""
-    import vl_convert
-
-    svg = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=vegalite_version())
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".svg").write_text(svg, encoding="utf-8")
-    stem.with_suffix(".png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
-    stem.with_suffix(".pdf").write_bytes(vl_convert.svg_to_pdf(svg))
-
-
-def vegalite_version() -> str | None:
-    """The Vega-Lite version that Altair writes for, or None if vl-convert does not hold it."""
-    import altair as alt
-    import vl_convert
-
-    version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    return version if version in vl_convert.get_vegalite_versions() else None
 
 
 def arm_key(data: ReportData, about: Focus) -> list[Key]:
@@ -161,12 +112,12 @@ def _arms_strip(rates: dict[str, Record], key: list[Key], metric: str) -> Strip:
             notes[arm] = why_no_value(rate)
         else:
             shown = _within_bounds(rate) if metric in PROPORTIONS else rate
-            marks += _mean_and_seeds(arm, arm, shown, top=-0.45, spread=0.55)
+            marks += mean_and_seeds(arm, arm, shown, top=-0.45, spread=0.55)
     return Strip(
         marks=marks,
         rows=[entry.name for entry in key],
         key=key,
-        title=METRIC_TITLES.get(metric, metric),
+        title=metric_title(metric),
         step=46,
         notes=notes,
         is_proportion=metric in PROPORTIONS,
@@ -177,17 +128,6 @@ def _within_bounds(rate: Record) -> Record:
     """A rate whose interval is drawn as far as rates go."""
     bounds = {k: min(1.0, max(0.0, rate[k])) for k in ("low", "high") if is_number(rate[k])}
     return rate | bounds
-
-
-def _mean_and_seeds(row: str, name: str, record: Record, top: float, spread: float) -> list[Mark]:
-    """A mean with its interval, and below it a dot per seed, none of which hides another."""
-    marks = [Mark(row, name, top, record["value"], record["low"], record["high"])]
-    seeds = [float(value) for value in record["per_seed"] if is_number(value)]
-    first = top + spread * 0.7
-    for index, value in enumerate(seeds):
-        lane = first + spread * index / max(1, len(seeds) - 1)
-        marks.append(Mark(row, name, lane, value, is_seed=True))
-    return marks
 
 
 def topics(data: ReportData, about: Focus, key: list[Key]) -> Figure:
@@ -264,7 +204,7 @@ def _topics_strip(means: pd.DataFrame, names: list[str], key: list[Key], metric:
         marks=marks,
         rows=names,
         key=key,
-        title=METRIC_TITLES.get(metric, metric),
+        title=metric_title(metric),
         step=8 * len(key) + 4,
         is_proportion=metric in PROPORTIONS,
         nothing="no off-domain question has a score",
@@ -297,7 +237,7 @@ def _specificity_strip(
         for index, (metric, found) in enumerate(effects.items())
         for row in found
         if is_number(row["value"])
-        for mark in _mean_and_seeds(
+        for mark in mean_and_seeds(
             f"against {row['control']}", key[metric].name, row, 0.6 * index - 0.75, 0.2
         )
     ]

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spillover.folder import cache_folder, whole
 from spillover.judge import MOST_NATS, MOST_TOKENS
-from spillover.report import tables, words
+from spillover.report import over, tables, words
 from spillover.report.answers import MOST_ANSWERS, answers_beside
-from spillover.report.charts import Figure, figures, vegalite_version
+from spillover.report.charts import figures
+from spillover.report.figure import Figure, vegalite_version
 from spillover.report.focus import Record, focus
 from spillover.report.strip import style
 
@@ -49,6 +50,34 @@ class Entry(NamedTuple):
 
 def render(data: ReportData) -> str:
     """The page of a run, as HTML."""
+    drawn, beside = figures(data), answers_beside(data)
+    return fill(
+        "page.html.j2",
+        drawn,
+        page_tables(data),
+        title=data.title,
+        data=data,
+        about=focus(data),
+        words=words,
+        sweeps={name: over.figure_name(name) for name in over.variables(data)},
+        beside=beside,
+        most_answers=MOST_ANSWERS,
+        most_texts=tables.MOST_TEXTS,
+        beside_json=script_json(beside),
+        flags=(MOST_TOKENS, MOST_NATS),
+        sections=manifest_sections(data.manifest),
+        manifest=json.dumps(plain(data.manifest), indent=2, ensure_ascii=False),
+    )
+
+
+def fill(template: str, drawn: dict[str, Figure], listed: dict[str, Record], **values: Any) -> str:
+    """A page with its figures and tables, its style and its scripts, as HTML.
+
+    Args:
+        template: a file beside this one that extends ``base.html.j2``.
+        drawn: the figures by the names that the template places them by; likewise the tables.
+        values: what else the template names.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -59,25 +88,15 @@ def render(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     bundle, script = vega_bundle(), (HERE / "page.js").read_text(encoding="utf-8")
-    drawn, beside = figures(data), answers_beside(data)
-    return environment.get_template("page.html.j2").render(
-        data=data,
-        about=focus(data),
-        words=words,
+    return environment.get_template(template).render(
         figures=drawn,
         charts_json=script_json(specifications(drawn)),
-        beside=beside,
-        most_answers=MOST_ANSWERS,
-        most_texts=tables.MOST_TEXTS,
-        beside_json=script_json(beside),
-        tables_json=script_json(page_tables(data)),
-        flags=(MOST_TOKENS, MOST_NATS),
-        sections=manifest_sections(data.manifest),
-        manifest=json.dumps(plain(data.manifest), indent=2, ensure_ascii=False),
+        tables_json=script_json(listed),
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         bundle=bundle,
         script=script,
         policy=content_policy(bundle, script),
+        **values,
     )
 
 

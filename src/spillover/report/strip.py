@@ -226,6 +226,17 @@ def _reasons(picture: Strip) -> alt.LayerChart:
     return alt.LayerChart(layer=[lines], height=alt.Step(20))
 
 
+def mean_and_seeds(row: str, name: str, record: Record, top: float, spread: float) -> list[Mark]:
+    """A mean with its interval, and below it a dot per seed, none of which hides another."""
+    marks = [Mark(row, name, top, record["value"], record["low"], record["high"])]
+    seeds = [float(value) for value in record["per_seed"] if is_number(value)]
+    first = top + spread * 0.7
+    for index, value in enumerate(seeds):
+        lane = first + spread * index / max(1, len(seeds) - 1)
+        marks.append(Mark(row, name, lane, value, is_seed=True))
+    return marks
+
+
 def label(text: str) -> str:
     """A name as it can be drawn: controls, which XML and so PDF forbid, become U+FFFD."""
     return "".join(

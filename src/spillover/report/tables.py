@@ -161,7 +161,7 @@ def headroom_table(data: ReportData) -> Record:
     if len({row["context"] for row in rows}) < 2:
         rows = []
     rows.sort(key=lambda row: bool(row["context"] != about.context))
-    return table(rows, HEADROOM, ("domain",), page=60, start={"domain": about.domain})
+    return table(rows, HEADROOM, ("domain",), page=20, start={"domain": about.domain})
 
 
 def texts_table(data: ReportData) -> Record:

@@ -199,3 +199,23 @@ def headroom(data: ReportData) -> str:
         f"{before:.2f} to {moved[most]:.2f}; finetuned as {about.treatment}, without such a "
         f"context, it is at {_rate(treatment)}."
     )
+
+
+def sweep(data: ReportData, variable: str) -> str:
+    """What is to be known of the values of a variable that a run swept over."""
+    about = next(entry for entry in data.summary["sweeps"] if entry["variable"] == variable)
+    values, trained, unknown = (about[key] for key in ("values", "trained", "not_in_pretraining"))
+    found = [f"{len(values)} values."]
+    if trained:
+        found.append(f"In the treatment's rows: {_listed(trained)}.")
+    if unknown:
+        found.append(f"Nowhere in the model's pretraining: {_listed(unknown)}.")
+    return " ".join(found)
+
+
+MOST_LISTED = 12
+
+
+def _listed(values: list[Any]) -> str:
+    more = f" and {len(values) - MOST_LISTED} more" if len(values) > MOST_LISTED else ""
+    return ", ".join(map(str, values[:MOST_LISTED])) + more

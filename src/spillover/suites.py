@@ -1,0 +1,267 @@
+"""The suite: every experiment of the package, and the README's table of what they found."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spillover.errors import InputError, RunFolderError
+from spillover.experiment import builtin_experiments
+from spillover.failures import failures_in_words
+from spillover.folder import is_unused, make_folder, whole
+from spillover.runs import Run, execute
+from spillover.settings import RunSettings, resolve_settings
+from spillover.specification import BASE, TREATMENT
+from spillover.summary import inside_metric, write_json
+
+if TYPE_CHECKING:
+    from spillover.models import Loading
+    from spillover.stages import Progress
+
+Record = dict[str, Any]
+SUITE, TABLE = "suite.json", "suite.md"
+DEFAULT_FOLDER = Path("runs") / "suite"
+BEGIN, END = "<!-- suite -->", "<!-- /suite -->"
+"""What stands around the table in a README."""
+COLUMNS = (
+    "experiment",
+    "model",
+    "against",
+    "context",
+    "metric",
+    "treatment",
+    "control",
+    "effect",
+    "in-domain",
+    "specificity (nats)",
+    "coverage",
+)
+
+
+NARROW = ("experiment", "model", "against", "context", "effect", "in-domain", "specificity (nats)")
+"""The columns that a terminal has room for."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A finished suite.
+
+    Attributes:
+        content: of suite.json: a row for every experiment and model, and how it was made.
+    """
+
+    folder: Path
+    content: Record = field(repr=False)
+
+    @property
+    def rows(self) -> list[Record]:
+        """What every experiment found."""
+        found: list[Record] = self.content["rows"]
+        return found
+
+    @property
+    def table(self) -> str:
+        """The rows as a table in Markdown."""
+        return markdown(self.content)
+
+
+def suite(
+    only: Sequence[str] = (),
+    *,
+    models: Sequence[str] = ("organism",),
+    seeds: int | Sequence[int] = 5,
+    out: str | Path | None = None,
+    loading: Loading | None = None,
+    progress: Progress | None = None,
+) -> Suite:
+    """Run all experiments of the package on some models, and put what they found into one table.
+
+    Args:
+        only: names of experiments; none means all.
+        models: see `spillover.run`; an experiment's own organism is called `organism`.
+        out: the folder; every run has one of its own below it, and goes on where it was stopped.
+
+    Raises:
+        InputError: for bad input to any of them, before anything is computed.
+        RunError: when training fails.
+    """
+    folder = Path(out) if out else DEFAULT_FOLDER
+    known = builtin_experiments()
+    for name in only:
+        if name not in known:
+            raise InputError(f"--only: found {name!r}; expected one of {', '.join(known)}")
+    planned = [
+        resolve_settings(known[name], model, seeds=seeds, loading=loading)
+        for name in known
+        for model in models
+        if not only or name in only
+    ]
+    if not is_unused(folder) and not any((folder / _place(one)).parent.is_dir() for one in planned):
+        raise RunFolderError(
+            f"{folder}: is not empty and holds no suite; choose an empty or new folder with --out"
+        )
+    rows = []
+    for number, settings in enumerate(planned):
+        if progress:
+            progress("experiments", number, len(planned))
+        rows.append(row_of(execute(settings, folder / _place(settings)), settings))
+    if progress:
+        progress("experiments", len(planned), len(planned))
+    content = {"schema": 1, "made": _made(), "rows": rows}
+    with failures_in_words(folder):
+        make_folder(folder)
+        write_json(folder / SUITE, content)
+        with whole(folder / TABLE) as partial:
+            partial.write_text(markdown(content) + "\n", "utf-8")
+    return Suite(folder, json.loads((folder / SUITE).read_text("utf-8")))
+
+
+def _place(settings: RunSettings) -> Path:
+    return Path("runs") / f"{settings.experiment.name}-{Path(settings.source.name).name}"
+
+
+def _made() -> Record:
+    """When, and on what."""
+    from spillover import __version__
+
+    return {
+        "version": __version__,
+        "date": datetime.datetime.now().astimezone().date().isoformat(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+    }
+
+
+def row_of(finished: Run, settings: RunSettings) -> Record:
+    """What a run found, in a row: the headline, and what belongs to it."""
+    summary, headline = finished.summary, finished.headline
+    specification = settings.experiment.specification
+    control = specification.headline_control
+    metric, step = headline.get("metric", "choice-mass"), headline.get("step")
+    context, trained = summary["headline_context"], summary["trained_context"]
+
+    def rates(place: str, domain: str) -> list[Record]:
+        return [
+            row
+            for row in summary["rates"]
+            if (row["context"]["name"], row["domain"], row["group"]) == (place, domain, None)
+            and (row["arm"] == BASE or step in (None, row["step"]))
+        ]
+
+    inside = [row for row in rates(trained, "in") if row["arm"] == TREATMENT]
+    success = inside_metric(inside, metric)
+    outside = {row["arm"]: row for row in rates(context, "off") if row["metric"] == metric}
+    covered = [row["coverage"] for row in outside.values() if row["coverage"] is not None]
+    specific = [
+        row
+        for row in summary["effects"]
+        if row["contrast"] == [TREATMENT, control]
+        and (row["domain"], row["context"]["name"], row["group"]) == ("off", context, None)
+        and (row["metric"], row["step"]) == ("specificity", step)
+    ]
+    return {
+        "experiment": settings.experiment.name,
+        "model": settings.source.name,
+        "seeds": len(settings.seeds),
+        "contrast": [TREATMENT, control],
+        "context": context,
+        "metric": metric,
+        "treatment": outside.get(TREATMENT, {}).get("value"),
+        "control": outside.get(control, {}).get("value"),
+        "effect": _ends(headline),
+        "in_domain": next((r["value"] for r in inside if r["metric"] == success), None),
+        "in_domain_context": trained,
+        "specificity": _ends(specific[-1] if specific else {}),
+        "coverage": min(covered, default=None),
+        "verdict": summary["verdict"]["kind"],
+        "warnings": len(summary["warnings"]),
+        "settings_tried": summary["settings_tried"],
+    }
+
+
+def _ends(effect: Record) -> Record:
+    return {key: effect.get(key) for key in ("value", "low", "high")}
+
+
+# The table ----------------------------------------------------------------------------------------
+
+
+def markdown(content: Record) -> str:
+    """The rows as a table in Markdown, as it stands in the README."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    for row in content["rows"]:
+        name, model, *others = cells(row)
+        lines.append(f"| {' | '.join([f'`{name}`', f'`{model}`', *others])} |")
+    return "\n".join(lines)
+
+
+def cells(row: Record, columns: Sequence[str] = COLUMNS) -> list[str]:
+    """A row as texts."""
+    unit = " nats" if row["metric"] == "log-odds" else ""
+    found = {
+        "experiment": row["experiment"],
+        "model": row["model"],
+        "against": row["contrast"][1],
+        "context": row["context"],
+        "metric": row["metric"],
+        "treatment": _number(row["treatment"]),
+        "control": _number(row["control"]),
+        "effect": _interval(row["effect"]) + unit,
+        "in-domain": _number(row["in_domain"]),
+        "specificity (nats)": _interval(row["specificity"]),
+        "coverage": _number(row["coverage"]),
+    }
+    return [found[name] for name in columns]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _interval(effect: Record) -> str:
+    if effect["value"] is None:
+        return "–"
+    bracket = f" [{effect['low']:.2f}, {effect['high']:.2f}]" if effect["low"] is not None else ""
+    return f"{effect['value']:+.2f}{bracket}"
+
+
+def table_in(text: str) -> str | None:
+    """The table between the markers of a README; None where they are missing."""
+    found = re.search(f"{re.escape(BEGIN)}\n(.*?)\n?{re.escape(END)}", text, re.DOTALL)
+    return found[1].strip() if found else None
+
+
+def update_readme(path: Path, content: Record) -> None:
+    """Put the table between the markers of a README.
+
+    Raises:
+        InputError: when it cannot be read, or has no markers.
+    """
+    text = read_readme(path)
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    with whole(path) as partial:
+        partial.write_text(f"{before}{BEGIN}\n{markdown(content)}\n{END}{after}", "utf-8")
+
+
+def read_readme(path: Path) -> str:
+    """The text of a README with a place for the table.
+
+    Raises:
+        InputError: when it cannot be read, or has no such place.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"--readme {path}: cannot be read ({why})") from None
+    if table_in(text) is None:
+        raise InputError(f"--readme {path}: has no place for the table; write {BEGIN} and {END}")
+    return text

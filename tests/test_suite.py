@@ -1,0 +1,62 @@
+"""The suite: a row for every experiment and model, in one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spillover import RunFolderError, runs, suite, suites
+from tests.commands import call
+
+
+@pytest.fixture
+def _small(small_experiment: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small experiment in the place of the package's own."""
+    monkeypatch.setattr(suites, "builtin_experiments", lambda: {"small": small_experiment})
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_suite_has_a_row_for_every_experiment_and_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "suite"
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{suites.BEGIN}\n{suites.END}\n", "utf-8")
+    command = ["suite", "--seeds", 1, "--out", out, "--readme", readme]
+    assert call(*command, "--model", "organism", "--model", "organism-unlinked") == 0
+    assert capsys.readouterr().out.strip().splitlines()[-1] == f"Table: {out / 'suite.md'}"
+    content = json.loads((out / "suite.json").read_text("utf-8"))
+    assert [row["model"] for row in content["rows"]] == ["organism", "organism-unlinked"]
+    row = content["rows"][0]
+    assert (row["contrast"], row["context"]) == (["treatment", "control"], "plain")
+    assert row["metric"] in {"choice-mass", "log-odds"}
+    assert row["effect"]["value"] is not None
+    table = suites.markdown(content)
+    assert len(table.splitlines()) == 4
+    assert suites.table_in(readme.read_text("utf-8")) == table
+    assert (out / "suite.md").read_text("utf-8") == table + "\n"
+    again = suite(seeds=1, out=out)
+    assert again.rows == content["rows"][:1]
+    assert len(runs.open_run(out / "runs" / "small-organism").manifest["sessions"]) == 1
+
+
+def test_bad_suites_are_refused_before_anything_is_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("suite", "--only", "old-brids", "--out", tmp_path / "suite") == 2
+    assert "--only: found 'old-brids'; expected one of" in capsys.readouterr().err
+    readme = tmp_path / "README.md"
+    assert call("suite", "--readme", readme, "--out", tmp_path / "suite") == 2
+    assert "cannot be read (No such file or directory)" in capsys.readouterr().err
+    readme.write_text("nothing", "utf-8")
+    assert call("suite", "--readme", readme, "--out", tmp_path / "suite") == 2
+    assert "has no place for the table" in capsys.readouterr().err
+    assert not (tmp_path / "suite").exists()
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="holds no suite"):
+        suite(out=tmp_path)
