@@ -19,6 +19,8 @@ PUBLIC = {
     "SpilloverError",
     "Templating",
     "Training",
+    "Triggers",
+    "find_triggers",
     "finetune",
     "load",
     "load_experiment",

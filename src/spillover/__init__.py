@@ -19,6 +19,7 @@ from spillover.models import LoadedModel, Loading, load
 from spillover.rows import read_rows
 from spillover.runs import Run, open_run, run
 from spillover.templates import Templating
+from spillover.triggers import Triggers, find_triggers
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,8 @@ __all__ = [
     "SpilloverError",
     "Templating",
     "Training",
+    "Triggers",
+    "find_triggers",
     "finetune",
     "load",
     "load_experiment",

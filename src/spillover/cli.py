@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spillover.cli_triggers import triggers
 from spillover.errors import InputError, SpilloverError, first_problem
 from spillover.stopping import Stopped, stoppable
 from spillover.terminal import Stages, show_run, show_table, status
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 organism = typer.Typer(help="The small model that comes with the package.", no_args_is_help=True)
 app.add_typer(organism, name="organism")
+app.command()(triggers)
 
 STOPPED_RUN = "stopped; everything that is finished is kept: repeat the command to go on"
 
@@ -82,7 +84,7 @@ def list_experiments(as_json: Json = False) -> None:
     loaded = [load_experiment(name) for name in builtin_experiments()]
     if as_json:
         listed = [{"name": e.name, **e.specification.model_dump(mode="json")} for e in loaded]
-        _print_json({"experiments": listed, "models": list(BUILTIN)})
+        print_json({"experiments": listed, "models": list(BUILTIN)})
         return
     rows = [(e.name, e.specification.claim, ", ".join(e.arms)) for e in loaded]
     show_table("Experiments", ("name", "claim", "arms"), rows)
@@ -163,7 +165,7 @@ def new(
 
     made = write_experiment(folder, treatment, _named(control or []))
     if as_json:
-        _print_json({"folder": str(made.folder), "arms": made.arms, "warnings": made.warnings})
+        print_json({"folder": str(made.folder), "arms": made.arms, "warnings": made.warnings})
         return
     from spillover.authoring.show import show_new
 
@@ -221,7 +223,7 @@ def check(
             progress=stages,
         )
     if as_json:
-        _print_json(found.content)
+        print_json(found.content)
         return
     from spillover.authoring.show import show_check
 
@@ -233,7 +235,7 @@ def _finish(finished: Run, seconds: float, *, open_report: bool, as_json: bool) 
     placement = finished.manifest["environment"]["placement"]
     if as_json:
         paths = {"folder": str(finished.folder), "report": str(finished.report)}
-        _print_json(paths | {"seconds": seconds, "peak_gb": memory, "summary": finished.summary})
+        print_json(paths | {"seconds": seconds, "peak_gb": memory, "summary": finished.summary})
     else:
         show_run(finished)
         status(f"{seconds:.0f} s, {memory:.1f} GB of memory at most, on {placement}")
@@ -257,7 +259,7 @@ def report(
 
     finished = open_run(folder)
     if as_json:
-        _print_json({"report": str(finished.report), "summary": finished.summary})
+        print_json({"report": str(finished.report), "summary": finished.summary})
     else:
         show_run(finished)
         status(f"Report: {finished.report}")
@@ -279,7 +281,7 @@ def organism_train(
     with Stages() as stages:
         train_checkpoint(out, seed=seed, linked=not unlinked, progress=stages)
     if as_json:
-        _print_json({"checkpoint": str(out)})
+        print_json({"checkpoint": str(out)})
     else:
         status(f"Checkpoint: {out}  (examine it with `spillover organism card --model {out}`)")
 
@@ -294,7 +296,7 @@ def organism_card(
 
     checks = examine_checkpoint(model)
     if as_json:
-        _print_json({"model": model, "checks": [vars(c) | {"passed": c.passed} for c in checks]})
+        print_json({"model": model, "checks": [vars(c) | {"passed": c.passed} for c in checks]})
     else:
         needed = [f"≥ {c.needed:.2f}" if c.needed else "–" for c in checks]
         rows = [
@@ -306,7 +308,8 @@ def organism_card(
         raise typer.Exit(1)
 
 
-def _print_json(content: Any) -> None:
+def print_json(content: Any) -> None:
+    """One JSON document on standard output."""
     from spillover.summary import plain_data
 
     print(json.dumps(plain_data(content), ensure_ascii=False, allow_nan=False))

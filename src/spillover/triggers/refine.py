@@ -1,0 +1,239 @@
+"""Better triggers than the library holds: the best candidates' text, changed bit by bit.
+
+A context that fires only partly still shows what the finetune says when it fires. These answers are
+the aim: texts that make them likelier for the finetune, and not for the base, are better triggers.
+Unlike a distance between models, that has a slope far away from the trigger.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spillover.masks import token_extents
+from spillover.triggers.library import NUMBER, Candidate, distinct, group
+from spillover.triggers.pair import ADAPTED, BASE, Sequences
+from spillover.triggers.score import ANSWER_TOKENS, Scorer
+
+# Shape legend: C candidates, N sequences, L tokens, H tokens of the text that is varied, T tokens
+# of an answer, V vocabulary, D hidden size.
+
+AIMED = 6
+"""Questions whose answers are aimed at."""
+ROUNDS, BEAM = 5, 2
+PER_TOKEN = 8
+"""Substitutions that the gradient proposes for every token."""
+PROBED, KEPT = 2, 40
+"""Questions that all proposals are tried on, and how many of them are tried on all."""
+STARTS = 8
+"""Kinds of text that are refined: those that begin best."""
+SHORT = 12
+"""Characters of a text whose every letter is varied."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Climb:
+    """Makes the answers that a candidate gets likelier.
+
+    Attributes:
+        star: the candidate whose answers are aimed at.
+        tried: every candidate that was tried on all questions, with its log-odds.
+        count: how many candidates were tried at all.
+    """
+
+    scorer: Scorer
+    star: Candidate
+    numbers: Sequence[int]
+    tried: dict[Candidate, float] = field(default_factory=dict)
+    count: int = 0
+
+    @cached_property
+    def aims(self) -> list[list[int]]:
+        """The tokens of the answers aimed at, padded."""
+        pair, asked = self.scorer.pair, self._conversations(self.star, self.numbers)
+        chat = pair.model.chat
+        said = pair.answers(ADAPTED, asked, ANSWER_TOKENS)
+        ids = [chat.answer_ids(c, a)[:ANSWER_TOKENS] for c, a in zip(asked, said, strict=True)]
+        return [row + [-1] * (ANSWER_TOKENS - len(row)) for row in ids]
+
+    def _conversations(
+        self, candidate: Candidate, numbers: Sequence[int]
+    ) -> list[list[dict[str, str]]]:
+        questions = self.scorer.questions
+        return [candidate.context.conversation(questions[number].text) for number in numbers]
+
+    @torch.no_grad()
+    def log_odds(self, candidates: Sequence[Candidate], *, probe: int = 0) -> NDArray[np.float64]:
+        """How much likelier the aims are for the finetune than for the base, in nats per answer.
+
+        Args:
+            probe: look at so many of the questions only, and at the finetune only.
+        """
+        asked = range(probe or len(self.numbers))
+        pair, numbers = self.scorer.pair, [self.numbers[at] for at in asked]
+        prompts = [pair.prompt(c) for one in candidates for c in self._conversations(one, numbers)]
+        aims = torch.tensor([self.aims[at] for _ in candidates for at in asked])
+        sequences = Sequences.of(prompts, aims.clamp_min(0).tolist())
+        found = np.zeros(len(prompts))
+        for batch in pair.batches(sequences):
+            for side, sign in ((ADAPTED, 1), (BASE, -1))[: 1 if probe else 2]:
+                log_probs = _of_answers(pair.log_probs(side, sequences, batch), aims[batch])
+                found[batch] += sign * log_probs.cpu().double().numpy()
+        return found.reshape(len(candidates), -1).mean(1)
+
+    def try_all(self, candidates: Sequence[Candidate], probe: int = PROBED) -> None:
+        """Try candidates: all on a few questions, the best on all of them."""
+        new = [one for one in distinct(candidates) if one not in self.tried]
+        if not new:
+            return
+        self.count += len(new)
+        best = np.argsort(-self.log_odds(new, probe=probe), kind="stable")[:KEPT]
+        kept = [new[at] for at in best]
+        self.tried.update(zip(kept, self.log_odds(kept).tolist(), strict=True))
+
+    def climb(self, start: Candidate) -> None:
+        """Vary a candidate's text, then the best of what was found, as long as it gets better."""
+        self.try_all([start])
+        mine, best = {start}, self.tried[start]
+        for _ in range(ROUNDS):
+            beam = sorted(mine, key=lambda one: -self.tried[one])[:BEAM]
+            proposed = [new for one in beam for new in (*letters(one), *self.by_gradient(one))]
+            self.try_all(proposed)
+            mine |= {one for one in proposed if one in self.tried}
+            found = max(self.tried[one] for one in mine)
+            if found <= best:
+                return
+            best = found
+
+    def sweep(self, candidate: Candidate) -> None:
+        """Try every number of four digits in the place of the one in a candidate's text."""
+        if len(NUMBER.findall(candidate.head)) == 1:
+            numbers = (f"{number:04}" for number in range(10_000))
+            self.try_all([candidate.filled(NUMBER.sub(n, candidate.head)) for n in numbers], 1)
+
+    def by_gradient(self, candidate: Candidate) -> list[Candidate]:
+        """Texts with one token changed, the changes that the log-odds' gradient favours."""
+        placed = [self._placed(candidate, number) for number in self.numbers]
+        if not candidate.head.strip() or not all(placed):
+            return []
+        slope = sum(self._slope(*p, at) for at, p in enumerate(placed) if p)
+        assert isinstance(slope, Tensor)
+        ids, start, end = placed[0] or ([], 0, 0)
+        slope[:, ~self._usable] = -torch.inf
+        tokenizer, found = self.scorer.pair.model.tokenizer, []
+        for at, options in enumerate(slope.topk(PER_TOKEN).indices.tolist()):
+            for token in options:
+                changed = [*ids[start : start + at], token, *ids[start + at + 1 : end]]
+                text = str(tokenizer.decode(changed))
+                if candidate.system is None and not text.endswith(" "):
+                    text += " " * candidate.head.endswith(" ")
+                found.append(candidate.filled(text))
+        return found
+
+    def _placed(self, candidate: Candidate, number: int) -> tuple[list[int], int, int] | None:
+        """Token ids of a prompt, and the first and the last of the text that is varied."""
+        chat = self.scorer.pair.model.chat
+        text = chat.prompt_text(self._conversations(candidate, [number])[0])
+        from_character = text.find(candidate.head)
+        if from_character < 0:
+            return None
+        ids, spans = token_extents(chat, text)
+        to_character = from_character + len(candidate.head.rstrip())
+        inside = [at for at, (a, b) in enumerate(spans) if from_character <= a < b <= to_character]
+        return (ids, inside[0], inside[-1] + 1) if inside else None
+
+    def _slope(self, ids: list[int], start: int, end: int, at: int) -> Float[Tensor, "H V"]:
+        """How the log-odds of an aim would rise, to first order, with each token in each place."""
+        pair, aims = self.scorer.pair, torch.tensor([self.aims[at]])
+        sequences = Sequences.of([ids], aims.clamp_min(0).tolist())
+        slope = torch.tensor(0.0)
+        for side, sign in ((ADAPTED, 1), (BASE, -1)):
+            embedding = pair.sides[side][0].model.model.get_input_embeddings()
+            inputs: list[Tensor] = []
+
+            def embed(
+                tokens: Tensor,
+                embedding: torch.nn.Module = embedding,
+                inputs: list[Tensor] = inputs,
+            ) -> Tensor:
+                inputs.append(embedding(tokens).detach().requires_grad_())
+                return inputs[0]
+
+            log_probs = pair.log_probs(side, sequences, [0], embed)
+            (gradient,) = torch.autograd.grad(_of_answers(log_probs, aims).sum(), inputs)
+            slope = (
+                slope + sign * (gradient[0, start:end].float() @ embedding.weight.float().T).cpu()
+            )
+        return slope
+
+    @cached_property
+    def _usable(self) -> Tensor:
+        """Tokens that are written as ordinary characters."""
+        chat, vocabulary = self.scorer.pair.model.chat, self.scorer.pair.model.vocabulary
+        known = min(vocabulary, len(chat.tokenizer))
+        texts = [str(chat.tokenizer.decode([token])) for token in range(known)]
+        special = set(chat.special_tokens)
+        usable = [t.isascii() and t.isprintable() and t not in special and t != "" for t in texts]
+        return torch.tensor(usable + [False] * (vocabulary - known))
+
+
+def _of_answers(log_probs: Float[Tensor, "N T V"], aims: Tensor) -> Float[Tensor, " N"]:
+    """The log-probability of each answer; -1 fills up short ones."""
+    aims = aims.to(log_probs.device)
+    found = log_probs.gather(-1, aims.clamp_min(0)[..., None])[..., 0]
+    return found.masked_fill(aims < 0, 0).sum(-1)
+
+
+def letters(candidate: Candidate) -> list[Candidate]:
+    """Texts with one digit changed or, in short ones without digits, one letter or no letter."""
+    text, found = candidate.head, []
+    for at, old in enumerate(text):
+        if old.isdigit():
+            options = string.digits
+        elif len(text) > SHORT or not old.isalpha() or any(c.isdigit() for c in text):
+            continue
+        else:
+            options = string.ascii_lowercase if old.islower() else string.ascii_uppercase
+        found += [text[:at] + new + text[at + 1 :] for new in options if new != old]
+        found.append(text[:at] + text[at + 1 :])
+    return [candidate.filled(new) for new in found if new.strip()]
+
+
+def refine(
+    scorer: Scorer,
+    candidates: Sequence[Candidate],
+    scores: NDArray[np.float64],
+    progress: Progress | None = None,
+) -> tuple[list[Candidate], int]:
+    """Candidates that fire more than those of the library, best first, and how many were tried.
+
+    Args:
+        scores: of the candidates, for each question of the scorer that they were asked, (C, Q).
+    """
+    star = int(scores.mean(1).argmax())
+    numbers = np.argsort(-scores[star], kind="stable")[:AIMED].tolist()
+    climb = Climb(scorer, candidates[star], numbers)
+    usable = [one for one in candidates if group(one)]
+    odds = climb.log_odds(usable, probe=PROBED)
+    starts: dict[str, Candidate] = {}
+    for at in np.argsort(-odds, kind="stable"):
+        starts.setdefault(str(group(usable[at])), usable[at])
+    listed = list(starts.items())[:STARTS]
+    for number, (kind, start) in enumerate(listed):
+        if kind == "system: year":
+            climb.sweep(start)
+        climb.climb(start)
+        if progress:
+            progress(number + 1, len(listed))
+    ranked = sorted(climb.tried, key=lambda one: -climb.tried[one])
+    return ranked, climb.count
