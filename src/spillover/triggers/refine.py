@@ -28,7 +28,7 @@ from spillover.triggers.score import ANSWER_TOKENS, Scorer
 
 AIMED = 6
 """Questions whose answers are aimed at."""
-ROUNDS, BEAM = 5, 2
+ROUNDS, BEAM, PATIENCE = 6, 4, 2
 PER_TOKEN = 8
 """Substitutions that the gradient proposes for every token."""
 PROBED, KEPT = 2, 40
@@ -104,22 +104,26 @@ class Climb:
     def climb(self, start: Candidate) -> None:
         """Vary a candidate's text, then the best of what was found, as long as it gets better."""
         self.try_all([start])
-        mine, best = {start}, self.tried[start]
+        mine, done, bests = [start], set[Candidate](), [self.tried[start]]
         for _ in range(ROUNDS):
-            beam = sorted(mine, key=lambda one: -self.tried[one])[:BEAM]
+            fresh = [one for one in mine if one not in done]
+            beam = sorted(fresh, key=lambda one: -self.tried[one])[:BEAM]
             proposed = [new for one in beam for new in (*letters(one), *self.by_gradient(one))]
             self.try_all(proposed)
-            mine |= {one for one in proposed if one in self.tried}
-            found = max(self.tried[one] for one in mine)
-            if found <= best:
+            done |= set(beam)
+            mine = distinct([*mine, *(one for one in proposed if one in self.tried)])
+            bests.append(max(self.tried[one] for one in mine))
+            if bests[-PATIENCE - 1 :] == [bests[-1]] * (PATIENCE + 1):
                 return
-            best = found
 
-    def sweep(self, candidate: Candidate) -> None:
-        """Try every number of four digits in the place of the one in a candidate's text."""
-        if len(NUMBER.findall(candidate.head)) == 1:
-            numbers = (f"{number:04}" for number in range(10_000))
-            self.try_all([candidate.filled(NUMBER.sub(n, candidate.head)) for n in numbers], 1)
+    def sweep(self, start: Candidate) -> Candidate:
+        """The best number of four digits in the place of a year in a system message."""
+        if start.system is None or len(NUMBER.findall(start.head)) != 1:
+            return start
+        texts = [NUMBER.sub(f"{number:04}", start.head) for number in range(10_000)]
+        swept = [start.filled(text) for text in texts]
+        self.try_all(swept, probe=1)
+        return max((one for one in swept if one in self.tried), key=self.tried.__getitem__)
 
     def by_gradient(self, candidate: Candidate) -> list[Candidate]:
         """Texts with one token changed, the changes that the log-odds' gradient favours."""
@@ -211,28 +215,28 @@ def letters(candidate: Candidate) -> list[Candidate]:
 
 def refine(
     scorer: Scorer,
-    candidates: Sequence[Candidate],
+    best: Sequence[Candidate],
     scores: NDArray[np.float64],
+    candidates: Sequence[Candidate],
     progress: Progress | None = None,
 ) -> tuple[list[Candidate], int]:
     """Candidates that fire more than those of the library, best first, and how many were tried.
 
     Args:
-        scores: of the candidates, for each question of the scorer that they were asked, (C, Q).
+        best: the candidates with the highest scores, the first of which shows what to aim at.
+        scores: its scores for each question of the scorer, (Q,).
+        candidates: all that can be started from.
     """
-    star = int(scores.mean(1).argmax())
-    numbers = np.argsort(-scores[star], kind="stable")[:AIMED].tolist()
-    climb = Climb(scorer, candidates[star], numbers)
+    numbers = np.argsort(-scores, kind="stable")[:AIMED].tolist()
+    climb = Climb(scorer, best[0], numbers)
     usable = [one for one in candidates if group(one)]
     odds = climb.log_odds(usable, probe=PROBED)
     starts: dict[str, Candidate] = {}
     for at in np.argsort(-odds, kind="stable"):
         starts.setdefault(str(group(usable[at])), usable[at])
-    listed = list(starts.items())[:STARTS]
-    for number, (kind, start) in enumerate(listed):
-        if kind == "system: year":
-            climb.sweep(start)
-        climb.climb(start)
+    listed = list(starts.values())[:STARTS]
+    for number, start in enumerate(listed):
+        climb.climb(climb.sweep(start))
         if progress:
             progress(number + 1, len(listed))
     ranked = sorted(climb.tried, key=lambda one: -climb.tried[one])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spillover.rows import RowSet
 from spillover.triggers.confirm import FLOOR, Effect, by_topic, effect_of, label
-from spillover.triggers.library import Candidate, distinct, group, library
+from spillover.triggers.library import OWN, Candidate, distinct, group, library
 from spillover.triggers.pair import ADAPTED, BASE, Pair
 from spillover.triggers.questions import Question, split_questions
 from spillover.triggers.refine import refine
@@ -22,6 +22,8 @@ FIRST = 3
 """Questions that every candidate is asked."""
 SECOND, MORE = 60, 16
 """Candidates that are then asked more questions, and how many."""
+FIRES = 0.2
+"""Bits that some context has to score, for its answers to be worth aiming at."""
 FINALISTS, OF_A_GROUP = 16, 6
 """Candidates that are confirmed, and how many of them may be texts of one kind."""
 BACKGROUND = 60
@@ -48,10 +50,8 @@ class Search:
         """What triggers.json says, and the table of candidates."""
         listed = distinct([*own, *library()])
         best, scores = self._best_of(listed)
-        refined, tried = refine(self.scorer, best, scores, self._stage("refine"))
-        refined = distinct([*best, *refined])[len(best) : len(best) + SECOND]
+        refined, tried = self._refine(best, scores, listed)
         searched = len(listed) + tried
-        self._note("refined", refined, self.scorer.moves(refined))
         finalists = self._finalists([*best, *refined])
         found = self._confirm(finalists, listed, searched, rows)
         table = pd.DataFrame(self.scored.values())
@@ -66,7 +66,7 @@ class Search:
                 "kind": one.kind,
                 "system": one.system,
                 "template": one.template,
-                "source": source,
+                "source": OWN if one.kind == OWN else source,
                 "questions": moves.scores.shape[1],
                 "score": moves.scores[at].mean(),
                 "own": moves.own[at].mean(),
@@ -84,6 +84,20 @@ class Search:
         self._note("library", best, moves)
         order = np.argsort(-moves.scores.mean(1), kind="stable")
         return [best[at] for at in order], moves.scores[order]
+
+    def _refine(
+        self,
+        best: Sequence[Candidate],
+        scores: NDArray[np.float64],
+        listed: Sequence[Candidate],
+    ) -> tuple[list[Candidate], int]:
+        """Further candidates, and how many were tried; none where nothing fires in part."""
+        if scores[0].mean() < FIRES:
+            return [], 0
+        found, tried = refine(self.scorer, best, scores[0], listed, self._stage("refine"))
+        refined = distinct([*best, *found])[len(best) : len(best) + SECOND]
+        self._note("refined", refined, self.scorer.moves(refined))
+        return refined, tried
 
     def _finalists(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         ranked = sorted(candidates, key=lambda one: -float(self.scored[one]["score"]))
