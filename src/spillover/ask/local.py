@@ -313,7 +313,7 @@ def open_engines(
             if one.folder is None and one.source is not None:
                 alone.append(one)
             else:
-                sharing.append((one, _bankable(one.folder, model) if one.folder else None))
+                sharing.append((one, bankable(one.folder, model) if one.folder else None))
         except OtherAdapterError:
             alone.append(one)
     if sharing:
@@ -337,7 +337,7 @@ def _whole_engine(model: LoadedModel, one: Asked) -> Iterator[LocalEngine]:
         yield engine
 
 
-def _bankable(folder: Path, model: LoadedModel) -> AdapterWeights:
+def bankable(folder: Path, model: LoadedModel) -> AdapterWeights:
     """An adapter that can be asked together with others: on layers that see whole sequences.
 
     Raises:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spillover.errors import check_writable
-from spillover.folder import locked, make_folder, whole
+from spillover.errors import RunFolderError, check_writable
+from spillover.folder import is_unused, locked, make_folder, whole
 from spillover.models import Loading
 from spillover.rows import read_rows
 
@@ -74,8 +74,10 @@ def find_triggers(
         progress: called with (stage, done, total).
 
     Raises:
-        InputError: for files that cannot be used; ModelError where base and adapter do not fit.
+        InputError: for files that cannot be used; ModelError where base and adapter do not fit;
+            RunFolderError for a folder that cannot be written or holds something else.
     """
+    from spillover.summary import plain_data
     from spillover.triggers.library import read_candidates
     from spillover.triggers.pair import open_pair
     from spillover.triggers.questions import questions_for, read_questions
@@ -85,20 +87,26 @@ def find_triggers(
     asked = read_questions(Path(questions)) if questions is not None else None
     trained = read_rows(rows) if rows is not None else None
     target = Path(out) if out is not None else _default_folder(model, Path(adapter), seed)
-    check_writable(target)
+    _check_folder(target)
     report = progress or (lambda *_: None)
     report("load", 0, 1)
     with open_pair(model, adapter, loading or Loading()) as pair:
         search = Search(pair, asked or questions_for(pair.model), seed, report)
         found, table = search.run(own, trained)
-    names = {"base": model, "adapter": str(adapter)}
-    _write(target, names | found, table)
-    return Triggers(target, names | found)
+    content = plain_data({"base": model, "adapter": str(adapter)} | found)
+    _write(target, content, table)
+    return Triggers(target, content)
 
 
 def _default_folder(model: str, adapter: Path, seed: int) -> Path:
     last = [part for part in adapter.absolute().parts[-3:] if part not in ("/", "adapters")]
     return Path("runs") / "-".join(["triggers", Path(model).name, *last, f"seed-{seed}"])
+
+
+def _check_folder(folder: Path) -> None:
+    check_writable(folder)
+    if not is_unused(folder) and not (folder / RESULT).is_file():
+        raise RunFolderError(f"{folder}: holds something else; choose another folder with --out")
 
 
 def _write(folder: Path, found: dict[str, Any], table: pd.DataFrame) -> None:

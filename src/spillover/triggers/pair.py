@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spillover.ask.local import LOGIT_BUDGET, LocalEngine
+from spillover.ask.local import LOGIT_BUDGET, LocalEngine, bankable
 from spillover.ask.requests import SampleSettings
-from spillover.finetune.adapters import OtherAdapterError, load_adapter
+from spillover.errors import ModelError
+from spillover.finetune.adapters import OtherAdapterError
 from spillover.models import LoadedModel, Loading, resolve
 from spillover.models.loading import load_source
 from spillover.rows import Conversation
@@ -127,7 +128,7 @@ def open_pair(base: str, adapter: str | Path, loading: Loading) -> Iterator[Pair
     identity = f"{source.identity}-{tuned.identity}"
     with ExitStack() as opened:
         try:
-            weights = load_adapter(Path(adapter).expanduser(), model) if tuned.adapter else None
+            weights = bankable(tuned.adapter, model) if tuned.adapter else None
         except OtherAdapterError:
             weights = None
         if weights:
@@ -136,6 +137,11 @@ def open_pair(base: str, adapter: str | Path, loading: Loading) -> Iterator[Pair
             yield Pair(model, ((engine, ADAPTED), (engine, BASE)), identity)
             return
         whole = load_source(tuned, loading)
+        if whole.vocabulary != model.vocabulary:
+            raise ModelError(
+                f"{adapter}: does not fit {base}: it has {whole.vocabulary} tokens, its base "
+                f"{model.vocabulary}; name the base that it was made from with --model"
+            )
         engines = [
             opened.enter_context(LocalEngine(one, [(name, None)]))
             for name, one in (("adapter", whole), ("base", model))
