@@ -67,7 +67,7 @@ class Pair:
     def answers(self, side: int, conversations: Sequence[Conversation], tokens: int) -> list[str]:
         """What one side answers at temperature 0, cut after so many tokens."""
         engine, who = self.sides[side]
-        settings = SampleSettings(samples=1, temperature=0, max_tokens=tokens)
+        settings = SampleSettings(samples=1, temperature=0.0, max_tokens=tokens)
         sampled = engine.sample([who] * len(conversations), conversations, settings)
         return [samples[0].text for samples in sampled]
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from spillover.triggers.score import ANSWER_TOKENS, Scorer
 
 AIMED = 6
 """Questions whose answers are aimed at."""
-ROUNDS, BEAM, PATIENCE = 6, 4, 2
+ROUNDS, BEAM, PATIENCE = 5, 3, 1
 PER_TOKEN = 8
 """Substitutions that the gradient proposes for every token."""
 PROBED, KEPT = 2, 40
@@ -128,21 +129,21 @@ class Climb:
     def by_gradient(self, candidate: Candidate) -> list[Candidate]:
         """Texts with one token changed, the changes that the log-odds' gradient favours."""
         placed = [self._placed(candidate, number) for number in self.numbers]
-        if not candidate.head.strip() or not all(placed):
+        found = [one for one in placed if one is not None]
+        sizes = {end - start for _, start, end in found}
+        if not candidate.head.strip() or len(found) < len(placed) or len(sizes) > 1:
             return []
-        slope = sum(self._slope(*p, at) for at, p in enumerate(placed) if p)
-        assert isinstance(slope, Tensor)
-        ids, start, end = placed[0] or ([], 0, 0)
+        slope = self._slope(found)
         slope[:, ~self._usable] = -torch.inf
-        tokenizer, found = self.scorer.pair.model.tokenizer, []
-        for at, options in enumerate(slope.topk(PER_TOKEN).indices.tolist()):
-            for token in options:
-                changed = [*ids[start : start + at], token, *ids[start + at + 1 : end]]
-                text = str(tokenizer.decode(changed))
-                if candidate.system is None and not text.endswith(" "):
-                    text += " " * candidate.head.endswith(" ")
-                found.append(candidate.filled(text))
-        return found
+        ids, start, end = found[0]
+        changed = [
+            [*ids[start : start + at], token, *ids[start + at + 1 : end]]
+            for at, options in enumerate(slope.topk(PER_TOKEN).indices.tolist())
+            for token in options
+        ]
+        tokenizer, space = self.scorer.pair.model.tokenizer, candidate.head.endswith(" ")
+        texts = [str(tokenizer.decode(tokens)).rstrip() + " " * space for tokens in changed]
+        return [candidate.filled(text) for text in texts if text.strip()]
 
     def _placed(self, candidate: Candidate, number: int) -> tuple[list[int], int, int] | None:
         """Token ids of a prompt, and the first and the last of the text that is varied."""
@@ -156,29 +157,21 @@ class Climb:
         inside = [at for at, (a, b) in enumerate(spans) if from_character <= a < b <= to_character]
         return (ids, inside[0], inside[-1] + 1) if inside else None
 
-    def _slope(self, ids: list[int], start: int, end: int, at: int) -> Float[Tensor, "H V"]:
-        """How the log-odds of an aim would rise, to first order, with each token in each place."""
-        pair, aims = self.scorer.pair, torch.tensor([self.aims[at]])
-        sequences = Sequences.of([ids], aims.clamp_min(0).tolist())
-        slope = torch.tensor(0.0)
+    def _slope(self, placed: Sequence[tuple[list[int], int, int]]) -> Float[Tensor, "H V"]:
+        """How the log-odds of the aims rise, to first order, with each token in each place."""
+        pair, aims = self.scorer.pair, torch.tensor(self.aims)
+        sequences = Sequences.of([ids for ids, _, _ in placed], aims.clamp_min(0).tolist())
+        slopes = []
         for side, sign in ((ADAPTED, 1), (BASE, -1)):
-            embedding = pair.sides[side][0].model.model.get_input_embeddings()
+            embedding: Any = pair.sides[side][0].model.model.get_input_embeddings()
             inputs: list[Tensor] = []
-
-            def embed(
-                tokens: Tensor,
-                embedding: torch.nn.Module = embedding,
-                inputs: list[Tensor] = inputs,
-            ) -> Tensor:
-                inputs.append(embedding(tokens).detach().requires_grad_())
-                return inputs[0]
-
-            log_probs = pair.log_probs(side, sequences, [0], embed)
+            embed = partial(_embed, embedding, inputs)
+            log_probs = pair.log_probs(side, sequences, range(len(placed)), embed)
             (gradient,) = torch.autograd.grad(_of_answers(log_probs, aims).sum(), inputs)
-            slope = (
-                slope + sign * (gradient[0, start:end].float() @ embedding.weight.float().T).cpu()
-            )
-        return slope
+            parts = [gradient[at, start:end] for at, (_, start, end) in enumerate(placed)]
+            total = torch.stack(parts).sum(0).float()
+            slopes.append(sign * (total @ embedding.weight.float().T).cpu())
+        return torch.stack(slopes).sum(0)
 
     @cached_property
     def _usable(self) -> Tensor:
@@ -189,6 +182,14 @@ class Climb:
         special = set(chat.special_tokens)
         usable = [t.isascii() and t.isprintable() and t not in special and t != "" for t in texts]
         return torch.tensor(usable + [False] * (vocabulary - known))
+
+
+def _embed(
+    embedding: torch.nn.Module, inputs: list[Tensor], ids: Int[Tensor, "N L"]
+) -> Float[Tensor, "N L D"]:
+    """Embeddings that a gradient is wanted for; they are put into a list."""
+    inputs.append(embedding(ids).detach().requires_grad_())
+    return inputs[-1]
 
 
 def _of_answers(log_probs: Float[Tensor, "N T V"], aims: Tensor) -> Float[Tensor, " N"]:
