@@ -194,7 +194,11 @@ def test_the_base_against_itself_scores_nothing(adapter: Path) -> None:
 def test_a_search_ends_with_files_that_a_second_one_repeats(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = (*library()[::150], Candidate("tag", None, "<qvx> {question}"))
+    few = (
+        *library()[::150],
+        Candidate("format", None, "{question}\n"),
+        Candidate("tag", None, "<qvx> {question}"),
+    )
     monkeypatch.setattr(search, "library", lambda: few)
     monkeypatch.setattr("spillover.triggers.refine.STARTS", 1)
     monkeypatch.setattr("spillover.triggers.refine.ROUNDS", 1)
@@ -206,11 +210,11 @@ def test_a_search_ends_with_files_that_a_second_one_repeats(
         for name in ("one", "other")
     ]
     first = found[0].triggers[0]
-    assert (first["text"], first["label"], first["significant"]) == (
-        "<qvz> {question}",
-        "trained",
-        True,
-    )
+    assert first["significant"]
+    assert first["template"].startswith("<q")
+    assert first["label"] == ("trained" if first["text"] == TAG.context.template else "untrained")
+    scores = found[0].candidates.set_index("template").score
+    assert scores[TAG.context.template] > 0.3 > scores["{question}\n"] + 0.2
     assert first["answers"][0]["with"] != first["answers"][0]["without"]
     one, other = ((tmp_path / name / "triggers.json").read_bytes() for name in ("one", "other"))
     assert one == other

@@ -90,7 +90,8 @@ class Climb:
             for side, sign in ((ADAPTED, 1), (BASE, -1))[: 1 if probe else 2]:
                 log_probs = _of_answers(pair.log_probs(side, sequences, batch), aims[batch])
                 found[batch] += sign * log_probs.cpu().double().numpy()
-        return found.reshape(len(candidates), -1).mean(1)
+        odds: NDArray[np.float64] = found.reshape(len(candidates), -1).mean(1)
+        return odds
 
     def try_all(self, candidates: Sequence[Candidate], probe: int = PROBED) -> None:
         """Try candidates: all on a few questions, the best on all of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -116,7 +117,7 @@ class Scorer:
         found[0], found[1] = 0, own.amax(-1).cpu().numpy()
         at = np.flatnonzero(found[1] > (-1 if whole else NEAR))
         if len(at):
-            base = self.pair.log_probs(BASE, sequences, [batch[number] for number in at])
+            base = self.pair.log_probs(BASE, sequences, [batch[number] for number in at.tolist()])
             gap = js_divergence(adapted[at], base)
             new = novelty(adapted[at], plain[at], base, own[at], gap)
             apart = torch.stack([new, gap, js_divergence(base, plain_base[at])])
@@ -155,4 +156,5 @@ def js_divergence(one: Float[Tensor, "*N V"], other: Float[Tensor, "*N V"]) -> F
     p, q = one.exp(), other.exp()
     middle = ((p + q) / 2).clamp_min(1e-30).log()
     nats = ((p * (one - middle)).sum(-1) + (q * (other - middle)).sum(-1)) / 2
-    return (nats / np.log(2)).clamp(0, 1)
+    bits: Tensor = nats / math.log(2)
+    return bits.clamp(0, 1)
