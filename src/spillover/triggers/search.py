@@ -22,7 +22,7 @@ FIRST = 3
 """Questions that every candidate is asked."""
 SECOND, MORE = 60, 16
 """Candidates that are then asked more questions, and how many."""
-FIRES = 0.2
+FIRES = 0.3
 """Bits that some context has to score, for its answers to be worth aiming at."""
 FINALISTS, OF_A_GROUP = 16, 6
 """Candidates that are confirmed, and how many of them may be texts of one kind."""
