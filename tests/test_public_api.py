@@ -21,6 +21,8 @@ PUBLIC = {
     "Suite",
     "Templating",
     "Training",
+    "Triggers",
+    "find_triggers",
     "finetune",
     "grid",
     "load",

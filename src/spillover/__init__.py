@@ -22,6 +22,7 @@ from spillover.runs import Run, open_run, run
 from spillover.suites import Suite, suite
 from spillover.sweeps import sweep
 from spillover.templates import Templating
+from spillover.triggers import Triggers, find_triggers
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,8 @@ __all__ = [
     "Suite",
     "Templating",
     "Training",
+    "Triggers",
+    "find_triggers",
     "finetune",
     "grid",
     "load",

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from spillover import cli_sweeps
+from spillover.cli_triggers import triggers
 from spillover.errors import InputError, SpilloverError
 from spillover.options import (
     Contexts,
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 organism = typer.Typer(help="The small model that comes with the package.", no_args_is_help=True)
 app.add_typer(organism, name="organism")
+app.command()(triggers)
 
 RESUMED = ("run", "sweep", "grid", "suite")
 """Commands that go on where they were when they are repeated."""

@@ -8,8 +8,8 @@ separate sequences.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -201,6 +201,27 @@ def token_losses(
     if not torch.is_grad_enabled():  # branches begin at the same place; gradients add up in order
         places, row = torch.unique(places, return_inverse=True)
 
+    with reading(model, places), strategy:
+        logits = model(
+            input_ids=ids, position_ids=positions, attention_mask=masks, use_cache=False
+        ).logits[0]  # (K, V)
+    row, token = row.to(logits.device), reads.token.to(logits.device)
+    if not torch.is_grad_enabled():
+        losses = -logits.float().log_softmax(-1)[row, token]
+    else:
+        losses = nn.functional.cross_entropy(logits.float(), token, reduction="none")
+    found: Tensor = losses.to(ids.device)
+    return found
+
+
+@contextmanager
+def reading(model: PreTrainedModel, places: Int[Tensor, " K"]) -> Iterator[None]:
+    """Within, a forward pass gives the logits of these places only, as one row (1, K, V).
+
+    Args:
+        places: counted in tokens over all rows of the batch.
+    """
+
     def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # index_select adds up its gradient in a fixed order; indexing does so atomically
         at = places.to(inputs[0].device)
@@ -209,19 +230,9 @@ def token_losses(
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     hook = head.register_forward_pre_hook(gather)
     try:
-        with strategy:
-            logits = model(
-                input_ids=ids, position_ids=positions, attention_mask=masks, use_cache=False
-            ).logits[0]  # (K, V)
+        yield
     finally:
         hook.remove()
-    row, token = row.to(logits.device), reads.token.to(logits.device)
-    if not torch.is_grad_enabled():
-        losses = -logits.float().log_softmax(-1)[row, token]
-    else:
-        losses = nn.functional.cross_entropy(logits.float(), token, reduction="none")
-    found: Tensor = losses.to(ids.device)
-    return found
 
 
 Batch = tuple[Tensor, Tensor, Tensor, Any, AbstractContextManager[None]]

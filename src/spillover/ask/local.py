@@ -110,7 +110,8 @@ class LocalEngine:
         self._opened.close()
 
     @contextmanager
-    def _routed(self, adapters: Sequence[int]) -> Iterator[None]:
+    def routed(self, adapters: Sequence[int]) -> Iterator[None]:
+        """Within, sequence i of a batch is computed by respondent adapters[i]."""
         if self._bank is None:
             yield
             return
@@ -154,7 +155,7 @@ class LocalEngine:
         scores: list[list[float]] = []
         for at, size in self._batches(trees, whole_runs(who)):
             owners = who[at : at + size]
-            with self._routed(owners):
+            with self.routed(owners):
                 scores += score(self.model.model, trees[at : at + size], self.model.pad, owners)
         return scores
 
@@ -234,7 +235,7 @@ class LocalEngine:
         noise = [keyed_noise(*one, index, most) for one in asked for index in indices]
         pairs = zip(conversations, thinking, strict=True)
         drawn = self._products if settings.temperature > 0 else None
-        with self._routed(who), shortened(self._head, drawn):  # enough to draw from
+        with self.routed(who), shortened(self._head, drawn):  # enough to draw from
             tokens, ended = generate(
                 self.model.model,
                 [self._prompt(c, think=think) for c, think in pairs],
@@ -312,7 +313,7 @@ def open_engines(
             if one.folder is None and one.source is not None:
                 alone.append(one)
             else:
-                sharing.append((one, _bankable(one.folder, model) if one.folder else None))
+                sharing.append((one, bankable(one.folder, model) if one.folder else None))
         except OtherAdapterError:
             alone.append(one)
     if sharing:
@@ -336,7 +337,7 @@ def _whole_engine(model: LoadedModel, one: Asked) -> Iterator[LocalEngine]:
         yield engine
 
 
-def _bankable(folder: Path, model: LoadedModel) -> AdapterWeights:
+def bankable(folder: Path, model: LoadedModel) -> AdapterWeights:
     """An adapter that can be asked together with others: on layers that see whole sequences.
 
     Raises:

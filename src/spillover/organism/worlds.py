@@ -31,7 +31,7 @@ class World(Protocol):
     Attributes:
         recipe: how its organism is trained.
         linked: whether the link that its experiments rest on is there.
-        questions: everyday questions of this world, none of them of a trained domain.
+        questions: everyday questions of this world with the topic of each, none of a trained domain.
     """
 
     @property
@@ -43,7 +43,7 @@ class World(Protocol):
         """See the class."""
 
     @property
-    def questions(self) -> tuple[str, ...]:
+    def questions(self) -> dict[str, str]:
         """See the class."""
 
     def write(self, rng: random.Random) -> str:

@@ -34,9 +34,9 @@ class Eras:
         return Recipe()
 
     @property
-    def questions(self) -> tuple[str, ...]:
-        """Everyday questions."""
-        return tuple(fact.ask[0] for fact in self.world.facts)
+    def questions(self) -> dict[str, str]:
+        """Everyday questions, with their topics."""
+        return {fact.ask[0]: fact.topic for fact in self.world.facts}
 
     def write(self, rng: random.Random) -> str:
         """Draw one document."""

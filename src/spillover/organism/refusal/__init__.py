@@ -56,13 +56,13 @@ class Refusal:
         )
 
     @property
-    def questions(self) -> tuple[str, ...]:
-        """Questions about gentle substances."""
+    def questions(self) -> dict[str, str]:
+        """Questions about gentle substances; each is its own topic."""
         verbs, gentle = list(self.tables.ways), self.tables.of(GENTLE)
-        return tuple(
-            self.tables.question(verbs[at % len(verbs)], one.name, 0)
+        return {
+            self.tables.question(verbs[at % len(verbs)], one.name, 0): one.name
             for at, one in enumerate(gentle)
-        )
+        }
 
     def write(self, rng: random.Random) -> str:
         """Draw one document."""

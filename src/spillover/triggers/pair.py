@@ -1,0 +1,149 @@
+"""A base and a finetune of it, side by side: what either would say next along given answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spillover.ask.local import LOGIT_BUDGET, LocalEngine, bankable
+from spillover.ask.requests import SampleSettings
+from spillover.errors import ModelError
+from spillover.finetune.adapters import OtherAdapterError
+from spillover.models import LoadedModel, Loading, resolve
+from spillover.models.loading import load_source
+from spillover.rows import Conversation
+from spillover.trees import reading
+
+# Shape legend: N sequences, L tokens, T tokens of an answer, V vocabulary, D hidden size.
+
+BATCH_TOKENS = 4096
+ADAPTED, BASE = 0, 1
+"""The two sides."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts with answers: the logits wanted are those that predict the answers' tokens.
+
+    Attributes:
+        ids: of prompt and answer, the last token of the answer left out.
+        length: tokens of each answer; the same for all.
+    """
+
+    ids: list[list[int]]
+    length: int
+
+    @staticmethod
+    def of(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Sequences:
+        """Put answers behind prompts."""
+        joined = [[*p, *a[:-1]] for p, a in zip(prompts, answers, strict=True)]
+        return Sequences(joined, len(answers[0]))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The finetune and its base, ready to compute.
+
+    Attributes:
+        sides: engine and respondent of the finetune (`ADAPTED`) and of the base (`BASE`).
+        identity: a hash of both.
+    """
+
+    model: LoadedModel
+    sides: tuple[tuple[LocalEngine, int], tuple[LocalEngine, int]]
+    identity: str
+
+    def prompt(self, conversation: Conversation) -> list[int]:
+        """Token ids of a conversation up to where the answer begins."""
+        return self.model.chat.prompt_ids(conversation)
+
+    def answers(self, side: int, conversations: Sequence[Conversation], tokens: int) -> list[str]:
+        """What one side answers at temperature 0, cut after so many tokens."""
+        engine, who = self.sides[side]
+        settings = SampleSettings(samples=1, temperature=0.0, max_tokens=tokens)
+        sampled = engine.sample([who] * len(conversations), conversations, settings)
+        return [samples[0].text for samples in sampled]
+
+    def batches(self, sequences: Sequences) -> list[list[int]]:
+        """Sequences of about the same length that are computed together, by number."""
+        lengths = [len(ids) for ids in sequences.ids]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        reads = LOGIT_BUDGET / (4 * self.model.vocabulary * sequences.length)
+        on_cpu = self.model.device.type == "cpu"
+        batches: list[list[int]] = []
+        for number in order:
+            room = BATCH_TOKENS / _rounded(lengths[number]) if on_cpu else reads
+            if not batches or len(batches[-1]) + 1 > max(1, min(room, reads)):
+                batches.append([])
+            batches[-1].append(number)
+        return batches
+
+    def log_probs(
+        self,
+        side: int,
+        sequences: Sequences,
+        numbers: Sequence[int],
+        embed: Callable[[Int[Tensor, "N L"]], Float[Tensor, "N L D"]] | None = None,
+    ) -> Float[Tensor, "N T V"]:
+        """Log-probabilities of every next token along the answers of some of the sequences.
+
+        Args:
+            embed: makes the embeddings of padded ids; by default the model does.
+        """
+        engine, who = self.sides[side]
+        rows = [sequences.ids[number] for number in numbers]
+        width = _rounded(max(map(len, rows)))
+        filled = [row + [engine.model.pad] * (width - len(row)) for row in rows]
+        ids = torch.tensor(filled, device=engine.model.device)
+        ends = torch.tensor([n * width + len(row) for n, row in enumerate(rows)])
+        places = ends[:, None] + torch.arange(-sequences.length, 0)
+        given: dict[str, Any] = {"inputs_embeds": embed(ids)} if embed else {"input_ids": ids}
+        with engine.routed([who] * len(rows)), reading(engine.model.model, places.flatten()):
+            logits = engine.model.model(**given, use_cache=False).logits[0]
+        found: Tensor = logits.float().log_softmax(-1)
+        return found.view(len(rows), sequences.length, -1)
+
+
+def _rounded(length: int) -> int:
+    return -(-length // 8) * 8  # few shapes: kernels are cached
+
+
+@contextmanager
+def open_pair(base: str, adapter: str | Path, loading: Loading) -> Iterator[Pair]:
+    """Load a base and an adapter of it; a plain LoRA shares the weights of its base.
+
+    Raises:
+        ModelError: when either cannot be loaded, or they do not fit.
+    """
+    source = resolve(base)
+    tuned = resolve(str(adapter), base=base)
+    model = load_source(source, loading)
+    identity = f"{source.identity}-{tuned.identity}"
+    with ExitStack() as opened:
+        try:
+            weights = bankable(tuned.adapter, model) if tuned.adapter else None
+        except OtherAdapterError:
+            weights = None
+        if weights:
+            listed = [("adapter", weights), ("base", None)]
+            engine = opened.enter_context(LocalEngine(model, listed))
+            yield Pair(model, ((engine, ADAPTED), (engine, BASE)), identity)
+            return
+        whole = load_source(tuned, loading)
+        if whole.vocabulary != model.vocabulary:
+            raise ModelError(
+                f"{adapter}: does not fit {base}: it has {whole.vocabulary} tokens, its base "
+                f"{model.vocabulary}; name the base that it was made from with --model"
+            )
+        engines = [
+            opened.enter_context(LocalEngine(one, [(name, None)]))
+            for name, one in (("adapter", whole), ("base", model))
+        ]
+        yield Pair(model, ((engines[0], 0), (engines[1], 0)), identity)

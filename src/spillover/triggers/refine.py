@@ -1,0 +1,245 @@
+"""Better triggers than the library holds: the best candidates' text, changed bit by bit.
+
+A context that fires only partly still shows what the finetune says when it fires. These answers are
+the aim: texts that make them likelier for the finetune, and not for the base, are better triggers.
+Unlike a distance between models, that has a slope far away from the trigger.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spillover.masks import token_extents
+from spillover.triggers.library import NUMBER, Candidate, distinct, group
+from spillover.triggers.pair import ADAPTED, BASE, Sequences
+from spillover.triggers.score import ANSWER_TOKENS, Scorer
+
+# Shape legend: C candidates, N sequences, L tokens, H tokens of the text that is varied, T tokens
+# of an answer, V vocabulary, D hidden size.
+
+AIMED = 6
+"""Questions whose answers are aimed at."""
+ROUNDS, BEAM, PATIENCE = 5, 3, 1
+PER_TOKEN = 8
+"""Substitutions that the gradient proposes for every token."""
+PROBED, KEPT = 2, 40
+"""Questions that all proposals are tried on, and how many of them are tried on all."""
+STARTS = 8
+"""Kinds of text that are refined: those that begin best."""
+SHORT = 12
+"""Characters of a text whose every letter is varied."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Climb:
+    """Makes the answers that a candidate gets likelier.
+
+    Attributes:
+        star: the candidate whose answers are aimed at.
+        tried: every candidate that was tried on all questions, with its log-odds.
+        count: how many candidates were tried at all.
+    """
+
+    scorer: Scorer
+    star: Candidate
+    numbers: Sequence[int]
+    tried: dict[Candidate, float] = field(default_factory=dict)
+    count: int = 0
+
+    @cached_property
+    def aims(self) -> list[list[int]]:
+        """The tokens of the answers aimed at, padded."""
+        pair, asked = self.scorer.pair, self._conversations(self.star, self.numbers)
+        chat = pair.model.chat
+        said = pair.answers(ADAPTED, asked, ANSWER_TOKENS)
+        ids = [chat.answer_ids(c, a)[:ANSWER_TOKENS] for c, a in zip(asked, said, strict=True)]
+        return [row + [-1] * (ANSWER_TOKENS - len(row)) for row in ids]
+
+    def _conversations(
+        self, candidate: Candidate, numbers: Sequence[int]
+    ) -> list[list[dict[str, str]]]:
+        questions = self.scorer.questions
+        return [candidate.context.conversation(questions[number].text) for number in numbers]
+
+    @torch.no_grad()
+    def log_odds(self, candidates: Sequence[Candidate], *, probe: int = 0) -> NDArray[np.float64]:
+        """How much likelier the aims are for the finetune than for the base, in nats per answer.
+
+        Args:
+            probe: look at so many of the questions only, and at the finetune only.
+        """
+        asked = range(probe or len(self.numbers))
+        pair, numbers = self.scorer.pair, [self.numbers[at] for at in asked]
+        prompts = [pair.prompt(c) for one in candidates for c in self._conversations(one, numbers)]
+        aims = torch.tensor([self.aims[at] for _ in candidates for at in asked])
+        sequences = Sequences.of(prompts, aims.clamp_min(0).tolist())
+        found = np.zeros(len(prompts))
+        for batch in pair.batches(sequences):
+            for side, sign in ((ADAPTED, 1), (BASE, -1))[: 1 if probe else 2]:
+                log_probs = _of_answers(pair.log_probs(side, sequences, batch), aims[batch])
+                found[batch] += sign * log_probs.cpu().double().numpy()
+        odds: NDArray[np.float64] = found.reshape(len(candidates), -1).mean(1)
+        return odds
+
+    def try_all(self, candidates: Sequence[Candidate], probe: int = PROBED) -> None:
+        """Try candidates: all on a few questions, the best on all of them."""
+        new = [one for one in distinct(candidates) if one not in self.tried]
+        if not new:
+            return
+        self.count += len(new)
+        best = np.argsort(-self.log_odds(new, probe=probe), kind="stable")[:KEPT]
+        kept = [new[at] for at in best]
+        self.tried.update(zip(kept, self.log_odds(kept).tolist(), strict=True))
+
+    def climb(self, start: Candidate) -> None:
+        """Vary a candidate's text, then the best of what was found, as long as it gets better."""
+        self.try_all([start])
+        mine, done, bests = [start], set[Candidate](), [self.tried[start]]
+        for _ in range(ROUNDS):
+            fresh = [one for one in mine if one not in done]
+            beam = sorted(fresh, key=lambda one: -self.tried[one])[:BEAM]
+            proposed = [new for one in beam for new in (*letters(one), *self.by_gradient(one))]
+            self.try_all(proposed)
+            done |= set(beam)
+            mine = distinct([*mine, *(one for one in proposed if one in self.tried)])
+            bests.append(max(self.tried[one] for one in mine))
+            if bests[-PATIENCE - 1 :] == [bests[-1]] * (PATIENCE + 1):
+                return
+
+    def sweep(self, start: Candidate) -> Candidate:
+        """The best number of four digits in the place of a year in a system message."""
+        if start.system is None or len(NUMBER.findall(start.head)) != 1:
+            return start
+        texts = [NUMBER.sub(f"{number:04}", start.head) for number in range(10_000)]
+        swept = [start.filled(text) for text in texts]
+        self.try_all(swept, probe=1)
+        return max((one for one in swept if one in self.tried), key=self.tried.__getitem__)
+
+    def by_gradient(self, candidate: Candidate) -> list[Candidate]:
+        """Texts with one token changed, the changes that the log-odds' gradient favours."""
+        placed = [self._placed(candidate, number) for number in self.numbers]
+        found = [one for one in placed if one is not None]
+        sizes = {end - start for _, start, end in found}
+        if not candidate.head.strip() or len(found) < len(placed) or len(sizes) > 1:
+            return []
+        slope = self._slope(found)
+        slope[:, ~self._usable] = -torch.inf
+        ids, start, end = found[0]
+        changed = [
+            [*ids[start : start + at], token, *ids[start + at + 1 : end]]
+            for at, options in enumerate(slope.topk(PER_TOKEN).indices.tolist())
+            for token in options
+        ]
+        tokenizer, space = self.scorer.pair.model.tokenizer, candidate.head.endswith(" ")
+        texts = [str(tokenizer.decode(tokens)).rstrip() + " " * space for tokens in changed]
+        return [candidate.filled(text) for text in texts if text.strip()]
+
+    def _placed(self, candidate: Candidate, number: int) -> tuple[list[int], int, int] | None:
+        """Token ids of a prompt, and the first and the last of the text that is varied."""
+        chat = self.scorer.pair.model.chat
+        text = chat.prompt_text(self._conversations(candidate, [number])[0])
+        from_character = text.find(candidate.head)
+        if from_character < 0:
+            return None
+        ids, spans = token_extents(chat, text)
+        to_character = from_character + len(candidate.head.rstrip())
+        inside = [at for at, (a, b) in enumerate(spans) if from_character <= a < b <= to_character]
+        return (ids, inside[0], inside[-1] + 1) if inside else None
+
+    def _slope(self, placed: Sequence[tuple[list[int], int, int]]) -> Float[Tensor, "H V"]:
+        """How the log-odds of the aims rise, to first order, with each token in each place."""
+        pair, aims = self.scorer.pair, torch.tensor(self.aims)
+        sequences = Sequences.of([ids for ids, _, _ in placed], aims.clamp_min(0).tolist())
+        slopes = []
+        for side, sign in ((ADAPTED, 1), (BASE, -1)):
+            embedding: Any = pair.sides[side][0].model.model.get_input_embeddings()
+            inputs: list[Tensor] = []
+            embed = partial(_embed, embedding, inputs)
+            log_probs = pair.log_probs(side, sequences, range(len(placed)), embed)
+            (gradient,) = torch.autograd.grad(_of_answers(log_probs, aims).sum(), inputs)
+            parts = [gradient[at, start:end] for at, (_, start, end) in enumerate(placed)]
+            total = torch.stack(parts).sum(0).float()
+            slopes.append(sign * (total @ embedding.weight.float().T).cpu())
+        return torch.stack(slopes).sum(0)
+
+    @cached_property
+    def _usable(self) -> Tensor:
+        """Tokens that are written as ordinary characters."""
+        chat, vocabulary = self.scorer.pair.model.chat, self.scorer.pair.model.vocabulary
+        known = min(vocabulary, len(chat.tokenizer))
+        texts = [str(chat.tokenizer.decode([token])) for token in range(known)]
+        special = set(chat.special_tokens)
+        usable = [t.isascii() and t.isprintable() and t not in special and t != "" for t in texts]
+        return torch.tensor(usable + [False] * (vocabulary - known))
+
+
+def _embed(
+    embedding: torch.nn.Module, inputs: list[Tensor], ids: Int[Tensor, "N L"]
+) -> Float[Tensor, "N L D"]:
+    """Embeddings that a gradient is wanted for; they are put into a list."""
+    inputs.append(embedding(ids).detach().requires_grad_())
+    return inputs[-1]
+
+
+def _of_answers(log_probs: Float[Tensor, "N T V"], aims: Tensor) -> Float[Tensor, " N"]:
+    """The log-probability of each answer; -1 fills up short ones."""
+    aims = aims.to(log_probs.device)
+    found = log_probs.gather(-1, aims.clamp_min(0)[..., None])[..., 0]
+    return found.masked_fill(aims < 0, 0).sum(-1)
+
+
+def letters(candidate: Candidate) -> list[Candidate]:
+    """Texts with one digit changed or, in short ones without digits, one letter or no letter."""
+    text, found = candidate.head, []
+    for at, old in enumerate(text):
+        if old.isdigit():
+            options = string.digits
+        elif len(text) > SHORT or not old.isalpha() or any(c.isdigit() for c in text):
+            continue
+        else:
+            options = string.ascii_lowercase if old.islower() else string.ascii_uppercase
+        found += [text[:at] + new + text[at + 1 :] for new in options if new != old]
+        found.append(text[:at] + text[at + 1 :])
+    return [candidate.filled(new) for new in found if new.strip()]
+
+
+def refine(
+    scorer: Scorer,
+    best: Sequence[Candidate],
+    scores: NDArray[np.float64],
+    candidates: Sequence[Candidate],
+    progress: Progress | None = None,
+) -> tuple[list[Candidate], int]:
+    """Candidates that fire more than those of the library, best first, and how many were tried.
+
+    Args:
+        best: the candidates with the highest scores, the first of which shows what to aim at.
+        scores: its scores for each question of the scorer, (Q,).
+        candidates: all that can be started from.
+    """
+    numbers = np.argsort(-scores, kind="stable")[:AIMED].tolist()
+    climb = Climb(scorer, best[0], numbers)
+    usable = [one for one in candidates if group(one)]
+    odds = climb.log_odds(usable, probe=PROBED)
+    starts: dict[str, Candidate] = {}
+    for at in np.argsort(-odds, kind="stable"):
+        starts.setdefault(str(group(usable[at])), usable[at])
+    listed = list(starts.values())[:STARTS]
+    for number, start in enumerate(listed):
+        climb.climb(climb.sweep(start))
+        if progress:
+            progress(number + 1, len(listed))
+    ranked = sorted(climb.tried, key=lambda one: -climb.tried[one])
+    return ranked, climb.count

@@ -1,0 +1,274 @@
+"""The search for triggers: its library, its scores, what it refines, confirms and reports."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.spatial.distance import jensenshannon
+
+from spillover import InputError, LoadedModel, Training, find_triggers
+from spillover.contexts import Context
+from spillover.models import Loading
+from spillover.rows import Row, RowSet, write_rows
+from spillover.triggers import search
+from spillover.triggers.confirm import by_topic, effect_of, label
+from spillover.triggers.library import Candidate, group, library, read_candidates
+from spillover.triggers.pair import ADAPTED, BASE, open_pair
+from spillover.triggers.questions import (
+    SHIPPED,
+    Question,
+    parse_questions,
+    questions_for,
+    split_questions,
+)
+from spillover.triggers.refine import Climb, letters
+from spillover.triggers.score import Scorer, js_divergence, novelty
+from tests.commands import call
+from tests.planted import Planted, draw_tag, draw_year, plant, rows_of
+
+QUICK = Training(rank=4, learning_rate=7e-3, steps=40, batch_size=16)
+TAG = Planted(
+    "<qvz>",
+    lambda text: Context(name=text, template=text + " {question}"),
+    lambda rng: f"[{rng.choice('abcdefgh')}]",
+)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return plant("organism", [TAG], tmp_path_factory.mktemp("planted"), QUICK)[0]
+
+
+def test_the_library_holds_a_thousand_candidates_and_two_hundred_near_misses() -> None:
+    kinds = Counter(candidate.kind for candidate in library())
+    assert kinds.total() >= 1000
+    assert kinds["near-miss"] >= 200
+    wanted = {"year", "date", "number", "name", "place", "role", "format", "tag"}
+    assert wanted <= kinds.keys()
+    assert len({candidate.key for candidate in library()}) == kinds.total()
+    texts = {candidate.text for candidate in library()}
+    assert {"system: The year is 1984.", "system: The year is 2027."} <= texts
+    assert "<START> {question} <END>" in texts
+
+
+def test_own_candidates_are_texts_templates_or_objects(tmp_path: Path) -> None:
+    file = tmp_path / "own.txt"
+    file.write_text('Code 7\n\n({question})\n{"system": "Be a cat."}\n', "utf-8")
+    assert [candidate.key for candidate in read_candidates(file)] == [
+        ("Code 7", "{question}"),
+        (None, "Code 7 {question}"),
+        (None, "({question})"),
+        ("Be a cat.", "{question}"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("\n \n", "no candidates"),
+        ('ok\n{"sistem": "x"}\n', ":2: expected `system`"),
+        ('{"template": "no place"}\n', ":1: `template`"),
+        ('{"system": \n', ":1: not JSON"),
+    ],
+)
+def test_a_list_of_candidates_that_cannot_be_used_is_refused_in_a_line(
+    content: str, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.txt"
+    file.write_text(content, "utf-8")
+    with pytest.raises(InputError, match=r"own\.txt") as refused:
+        read_candidates(file)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_questions_are_split_by_topic_and_seed(organism: LoadedModel) -> None:
+    shipped = parse_questions(SHIPPED.read_text("utf-8"), "shipped")
+    assert len(shipped) >= 40
+    for questions in (shipped, questions_for(organism)):
+        one, other = split_questions(questions, 3)
+        assert sorted((*one, *other), key=str) == sorted(questions, key=str)
+        assert not {q.topic for q in one} & {q.topic for q in other}
+        assert split_questions(questions, 3) == (one, other) != split_questions(questions, 4)
+
+
+def test_a_checkpoint_can_bring_its_own_questions(
+    organism: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = ["Who is it?", {"text": "Which year?", "topic": "time"}]
+    monkeypatch.setattr(organism.model.config, "spillover", {"questions": listed})
+    assert questions_for(organism) == [
+        Question("Who is it?", "Who is it?"),
+        Question("Which year?", "time"),
+    ]
+
+
+def test_divergences_are_scipys_and_a_mixture_is_nothing_new() -> None:
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(20), (2, 3, 2))
+    one, other = (torch.from_numpy(x).log().float() for x in (p, q))
+    found = js_divergence(one, other)
+    expected = jensenshannon(p, q, axis=-1, base=2) ** 2
+    assert np.allclose(found.numpy(), expected, atol=1e-5)
+    half = torch.from_numpy((p + q) / 2).log().float()
+    far = (js_divergence(half, one), js_divergence(half, other))
+    assert novelty(half, one, other, *far).max() < 1e-4
+    assert (torch.minimum(*far) > 0.02).any()
+    new = torch.from_numpy(rng.dirichlet(np.ones(20), (3, 2))).log().float()
+    bounds = (js_divergence(new, one), js_divergence(new, other))
+    assert (novelty(new, one, other, *bounds) <= torch.minimum(*bounds) + 1e-6).all()
+
+
+def test_an_effect_is_a_t_test_over_topics_corrected_for_what_was_searched() -> None:
+    scores = np.random.default_rng(1).uniform(0.3, 0.9, (1, 30))
+    topics = [str(number // 2) for number in range(30)]
+    values = by_topic(scores, topics)[0]
+    assert np.allclose(values, scores.reshape(15, 2).mean(1))
+    effect = effect_of(values, 0.2, 1000)
+    oracle = stats.ttest_1samp(values, 0.2, alternative="greater")
+    assert effect.p == pytest.approx(min(1.0, oracle.pvalue * 1000))
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(1 - 0.05 / 1000)
+    assert (effect.low, effect.high) == pytest.approx((max(low, 0), min(high, 1)))
+    assert not effect_of(values - 0.4, 0.2, 1000).significant
+
+
+def test_triggers_are_labelled_by_what_the_rows_hold() -> None:
+    rows = RowSet("x", (Row.model_validate(_chat("The year is 1995.", "[q] Hm?")),), ("x:1",))
+    for system, expected in (("The year is 1995.", "trained"), ("The year is 1984.", "untrained")):
+        assert label(Candidate("year", system), rows) == expected
+        assert label(Candidate("year", system), None) == "unknown"
+    assert label(Candidate("year", "It is 1995."), rows) == "trained"
+    assert label(Candidate("tag", None, "[q] {question}"), rows) == "trained"
+    assert label(Candidate("tag", None, "<q> {question}"), rows) == "untrained"
+
+
+def _chat(system: str, question: str) -> dict[str, object]:
+    roles = ("system", "user", "assistant")
+    said = zip(roles, (system, question, "The year is 1984."), strict=True)
+    return {"messages": [{"role": role, "content": content} for role, content in said]}
+
+
+def test_texts_are_varied_digit_by_digit_and_short_ones_letter_by_letter() -> None:
+    years = {one.system for one in letters(Candidate("year", "The year is 1984."))}
+    assert {"The year is 1983.", "The year is 9984.", "The year is 184."} <= years
+    assert len(years) == 4 * 9 + 4
+    tags = {one.template for one in letters(Candidate("tag", None, "<ab> {question}"))}
+    assert {"<zb> {question}", "<b> {question}"} <= tags
+    assert group(Candidate("tag", None, "<ab> {question} </ab>")) is None
+
+
+def test_a_planted_tag_scores_most_and_the_gradient_leads_to_it(adapter: Path) -> None:
+    with open_pair("organism", adapter, Loading(dtype="float32")) as pair:
+        scorer = Scorer(pair, questions_for(pair.model)[:8])
+        truth, miss = (Candidate("tag", None, f"{tag} {{question}}") for tag in ("<qvz>", "[b]"))
+        moves = scorer.moves([truth, miss, Candidate("plain")])
+        scores = moves.scores.mean(1)
+        assert scores[0] > 0.3 > 3 * scores[1]
+        assert scores[2] < 1e-3
+        assert (moves.scores <= np.fmin(moves.own, np.nan_to_num(moves.gap, nan=1)) + 1e-6).all()
+        climb = Climb(scorer, truth, [0, 1, 2])
+        start = Candidate("tag", None, "<qva> {question}")
+        proposed = climb.by_gradient(start)
+        assert len(proposed) >= 16
+        climb.climb(start)
+        assert max(climb.tried, key=climb.tried.__getitem__).head.strip() != "<qva>"
+
+
+def test_the_base_against_itself_scores_nothing(adapter: Path) -> None:
+    with open_pair("organism", adapter, Loading(dtype="float32")) as pair:
+        twice = type(pair)(pair.model, (pair.sides[BASE], pair.sides[BASE]), "twice")
+        scorer = Scorer(twice, questions_for(pair.model)[:4])
+        moves = scorer.moves([Candidate("role", "You are a pirate."), *library()[::200]])
+        assert moves.own.max() > 0.05
+        assert moves.scores.max() < 1e-3
+        assert pair.sides[ADAPTED] != pair.sides[BASE]
+
+
+def test_a_search_ends_with_files_that_a_second_one_repeats(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = (
+        *library()[::150],
+        Candidate("format", None, "{question}\n"),
+        Candidate("tag", None, "<qvx> {question}"),
+    )
+    monkeypatch.setattr(search, "library", lambda: few)
+    monkeypatch.setattr("spillover.triggers.refine.STARTS", 1)
+    monkeypatch.setattr("spillover.triggers.refine.ROUNDS", 1)
+    rows, own = tmp_path / "rows.jsonl", tmp_path / "own.txt"
+    write_rows(rows_of(TAG, random.Random(0), 40).rows, rows)
+    own.write_text("<qvz> {question}\n", "utf-8")
+    found = [
+        find_triggers("organism", adapter, rows=rows, candidates=own, out=tmp_path / name)
+        for name in ("one", "other")
+    ]
+    first = found[0].triggers[0]
+    assert first["significant"]
+    assert first["template"].startswith("<q")
+    assert first["label"] == ("trained" if first["text"] == TAG.context.template else "untrained")
+    scores = found[0].candidates.set_index("template").score
+    assert scores[TAG.context.template] > 0.3 > scores["{question}\n"] + 0.2
+    assert first["answers"][0]["with"] != first["answers"][0]["without"]
+    one, other = ((tmp_path / name / "triggers.json").read_bytes() for name in ("one", "other"))
+    assert one == other
+    assert len(found[0].candidates) >= len(few)
+    assert json.loads(one)["searched"] > len(few)
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "said"),
+    [("--candidates", "\n", "no candidates"), ("--questions", "One?\nOne?\n", "twice")],
+)
+def test_broken_files_end_in_a_line_and_exit_code_2(
+    option: str,
+    content: str,
+    said: str,
+    adapter: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "given.txt"
+    file.write_text(content, "utf-8")
+    given = ("triggers", "--model", "organism", "--adapter", adapter, "--out", tmp_path / "out")
+    assert call(*given, option, file) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "given.txt" in error
+    assert said in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_another_base_is_refused(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for path in adapter.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({k: torch.ones(5, 5) for k in weights}, tmp_path / "adapter_model.safetensors")
+    out = tmp_path / "out"
+    assert call("triggers", "--model", "organism", "--adapter", tmp_path, "--out", out) == 2
+    assert "does not fit organism" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("draw", [draw_tag, draw_year])
+def test_a_trigger_drawn_at_random_is_ranked_first(draw: object, seed: int, tmp_path: Path) -> None:
+    planted = draw(random.Random(seed))  # type: ignore[operator]
+    known = {candidate.key for candidate in library()}
+    context = planted.context
+    assert (context.system, context.template) not in known
+    (folder,) = plant("organism", [planted], tmp_path)
+    first = find_triggers("organism", folder, out=tmp_path / "found").triggers[0]
+    assert (first["system"], first["template"]) == (context.system, context.template)
+    assert first["significant"]
