@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover.errors import InputError, RunFolderError
-from spillover.experiment import builtin_experiments
+from spillover.experiment import builtin_experiments, load_experiment
 from spillover.failures import failures_in_words
 from spillover.folder import is_unused, make_folder, whole
+from spillover.organism.worlds import FIRST, checkpoint_name, has_checkpoint
 from spillover.runs import Run, execute
 from spillover.settings import RunSettings, resolve_settings
 from spillover.specification import BASE, TREATMENT
@@ -84,7 +85,8 @@ def suite(
     """Run all experiments of the package on some models, and put what they found into one table.
 
     Args:
-        only: names of experiments; none means all.
+        only: names of experiments; none means all, but for those whose organism is not in this
+            installation.
         models: see `spillover.run`; an experiment's own organism is called `organism`.
         out: the folder; every run has one of its own below it, and goes on where it was stopped.
 
@@ -101,7 +103,7 @@ def suite(
         resolve_settings(known[name], model, seeds=seeds, loading=loading)
         for name in known
         for model in models
-        if not only or name in only
+        if (name in only if only else _has_model(known[name], model))
     ]
     if not is_unused(folder) and not any((folder / _place(one)).parent.is_dir() for one in planned):
         raise RunFolderError(
@@ -121,6 +123,14 @@ def suite(
         with whole(folder / TABLE) as partial:
             partial.write_text(markdown(content) + "\n", "utf-8")
     return Suite(folder, json.loads((folder / SUITE).read_text("utf-8")))
+
+
+def _has_model(experiment: Path, model: str) -> bool:
+    """Whether a model other than an organism is asked for, or the organism is there."""
+    if model not in (checkpoint_name(FIRST), checkpoint_name(FIRST, linked=False)):
+        return True
+    world = load_experiment(experiment).specification.world
+    return has_checkpoint(world, linked=model == checkpoint_name(FIRST))
 
 
 def _place(settings: RunSettings) -> Path:

@@ -153,7 +153,8 @@ def _find(name: str) -> Path:
         if not folder.is_dir():
             raise ModelError(
                 f"the checkpoint of {name} is not in this installation ({folder}); "
-                "reinstall the package or build it with `spillover organism train`"
+                "reinstall the package, or build it with `spillover organism train` (--world, "
+                "--unlinked) and name its folder with --model"
             )
         return folder
     if name == smollm2.NAME:

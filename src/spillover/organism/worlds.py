@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from importlib import import_module
+from importlib.resources import files
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from spillover.errors import InputError
@@ -31,7 +32,7 @@ class World(Protocol):
     Attributes:
         recipe: how its organism is trained.
         linked: whether the link that its experiments rest on is there.
-        questions: everyday questions of this world with the topic of each, none of a trained domain.
+        questions: everyday questions of this world, none of a trained domain; with their topics.
     """
 
     @property
@@ -71,6 +72,12 @@ def open_world(name: str, *, linked: bool = True) -> World:
 def checkpoint_name(world: str, *, linked: bool = True) -> str:
     """The name of a world's checkpoint, such as `organism` or `organism-films-unlinked`."""
     return "organism" + f"-{world}" * (world != FIRST) + "-unlinked" * (not linked)
+
+
+def has_checkpoint(world: str, *, linked: bool = True) -> bool:
+    """Whether this installation has the organism of a world."""
+    name = checkpoint_name(world, linked=linked)
+    return (files("spillover.organism") / "checkpoints" / name / "config.json").is_file()
 
 
 def write_corpus(world: World, seed: int, count: int) -> Iterator[str]:
