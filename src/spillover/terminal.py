@@ -98,7 +98,11 @@ def show_run(finished: Run) -> None:
 
 def _show_arms(finished: Run) -> None:
     """Every arm in and off the trained domain, and its effect."""
-    rates, effects = finished.summary["rates"], finished.summary["effects"]
+    from spillover.report.focus import at_step
+
+    step = finished.summary.get("step")
+    rates = at_step(finished.summary["rates"], step)
+    effects = [row for row in finished.summary["effects"] if step in (None, row["step"])]
     arms = list(dict.fromkeys(row["arm"] for row in rates))
     metric = finished.headline.get("metric", "choice-mass")
     split = finished.headline.get("split", "test")

@@ -11,6 +11,7 @@ import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from spillover.report.curves import along_training
 from spillover.report.focus import (
     BASE,
     Focus,
@@ -19,6 +20,7 @@ from spillover.report.focus import (
     focus,
     is_number,
     rates_like,
+    rows_at_step,
     why_no_value,
 )
 from spillover.report.strip import Key, Mark, Strip, strip, style
@@ -65,7 +67,10 @@ class Figure(NamedTuple):
 
 
 def charts(data: ReportData) -> dict[str, alt.ConcatChart]:
-    """The charts ``arms``, ``topics`` and ``specificity``, each with its panels side by side."""
+    """The charts, each with its panels side by side: ``arms``, ``topics``, ``specificity``.
+
+    Where arms were asked at several checkpoints, ``training`` too.
+    """
     import altair as alt
 
     result = {}
@@ -86,10 +91,12 @@ def figures(data: ReportData) -> dict[str, Figure]:
     """The panels and the legend of each figure, by its name."""
     about = focus(data)
     key = arm_key(data, about)
+    curves = [Panel(*one) for one in along_training(data, about, key).items()]
     return {
         "arms": arms(data, about, key),
         "topics": topics(data, about, key),
         "specificity": specificity(data, about),
+        **({"training": Figure(curves, key)} if curves else {}),
     }
 
 
@@ -223,10 +230,7 @@ def topic_means(data: ReportData, about: Focus) -> pd.DataFrame:
         & (grades["context"] == about.context)
     )
     grades = grades[chosen & grades[score].notna()]
-    last = grades.groupby("arm")["step"].transform("max")
-    at_focus = grades["step"] == about.step
-    has_focus = at_focus.groupby(grades["arm"]).transform("any")
-    grades = grades[at_focus | (~has_focus & (grades["step"] == last))]
+    grades = rows_at_step(grades, about.step)
     cells = ["arm", "seed", "group", "topic"]
     grades = grades[[*cells, "question", score]].astype(
         dict.fromkeys(("arm", "group", "topic", "question"), "str")
