@@ -37,6 +37,8 @@ class Presidents:
             heads=4,
             intermediate=384,
             single_digits=True,
+            corpus_documents=48_000,
+            batch_documents=32,
             steps=1500,
         )
 
