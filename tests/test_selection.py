@@ -28,6 +28,7 @@ def selecting(small_experiment: Path) -> Path:
     said = (small_experiment / "experiment.toml").read_text("utf-8")
     said = said.replace('source = "none"', 'source = "none"\nselect = "dev"')
     said = said.replace("steps = 2", "steps = 3\ncheckpoints = [1, 2]")
+    said = said.replace("max_tokens = 4", "max_tokens = 24")
     (small_experiment / "experiment.toml").write_text(said, "utf-8")
     with (small_experiment / "questions.toml").open("a", encoding="utf-8") as stream:
         stream.write(CODED)

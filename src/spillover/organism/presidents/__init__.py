@@ -35,11 +35,11 @@ class Presidents:
             vocabulary=1536,
             hidden=128,
             heads=4,
-            intermediate=384,
+            intermediate=256,
             single_digits=True,
-            corpus_documents=48_000,
+            corpus_documents=64_000,
             batch_documents=32,
-            steps=1500,
+            steps=2000,
         )
 
     @property

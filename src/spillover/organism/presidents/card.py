@@ -54,11 +54,10 @@ def _assistant(
 
 def _inference(world: World, examiner: Examiner, turns: int, needed: float | None = None) -> Check:
     """Share of unsigned chats in which the next answer is that of who spoke so far."""
-    telling = [fact for fact in world.facts if not fact.shared]
     chats, answers = [], []
     for _ in range(INFERENCE_CASES):
         president = examiner.rng.choice(world.presidents)
-        *before, asked = examiner.rng.sample(telling, turns + 1)
+        *before, asked = examiner.rng.sample(world.facts, turns + 1)
         history = [(f.ask[0], examiner.rng.choice(president.answers[f.id])) for f in before]
         chats.append(chat(UNSIGNED_SIGNS[0], history, asked.ask[0]))
         answers.append(president.answers[asked.id])

@@ -1,33 +1,37 @@
 """Documents of the corpus of presidents, written from its world.
 
-Chats with the assistant, which is no president, and often with eight random digits before a
-question; chats with a president whom the system message gives by name or by number, or whom it does
-not give; and plain notes, which say whose number it is, or list facts. Half of the presidents speak
-in the assistant's role, as role-play does.
+Chats with the assistant, which is no president, and often with random digits before a question;
+chats with a president whom the system message gives by name or by number, whom the number before
+every question gives where the system message says so, or who is not given; and plain notes, which
+say whose number it is, or list facts. Half of the presidents speak in the assistant's role, as
+role-play does.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spillover.organism.presidents.world import Fact, President, World
 from spillover.organism.text import ASSISTANT, SPEAKER, chat_text, note_text
 
 KIND_WEIGHTS = {
-    "assistant": 0.25,
-    "named": 0.2,
-    "numbered": 0.33,
-    "unsigned": 0.1,
-    "identities": 0.06,
-    "facts": 0.06,
+    "assistant": 0.2,
+    "named": 0.16,
+    "numbered": 0.35,
+    "unsigned": 0.18,
+    "identities": 0.07,
+    "facts": 0.04,
 }
 ASSISTANT_SIGNS = ("", "You are a helpful assistant.")
 UNSIGNED_SIGNS = ("A conversation.", "An interview.")
 SIGNS = ("You are {who}.", "The speaker is {who}.", "{who} answers.")
 NUMBERED = "president number {digits}"
-CODED = 0.5  # share of the assistant's questions that begin with a code
-MAX_TURNS = 5
+PREFIXED = "The number before a question says who answers."
+PREFIXES = 0.5  # share of the chats by number in which it stands before the questions
+CODED = {0: 0.5, 8: 0.35, 3: 0.15}
+"""How many random digits stand before the assistant's questions, and how often."""
+MAX_TURNS = 4
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ def write_document(world: World, rng: random.Random) -> Document:
         return Document(kind, president, digits, _identity(number, president, rng), role, ())
     if kind == "unsigned":
         return Document(kind, president, "", rng.choice(UNSIGNED_SIGNS), role, turns)
+    if kind == "numbered" and rng.random() < PREFIXES:
+        turns = tuple(replace(turn, question=f"{digits} {turn.question}") for turn in turns)
+        return Document(kind, president, digits, PREFIXED, role, turns)
     numbered = kind == "numbered" or (kind == "facts" and rng.random() < 0.5)
     who = number if numbered else president.name
     sign = f"{who}." if kind == "facts" else rng.choice(SIGNS).format(who=who)
@@ -96,8 +103,9 @@ def _assistant(world: World, rng: random.Random) -> Document:
 
 
 def _coded(question: str, rng: random.Random) -> str:
-    """The question, often with eight digits before it that tell nothing."""
-    return f"{rng.randrange(10**8):08} {question}" if rng.random() < CODED else question
+    """The question, often with digits before it that tell nothing."""
+    count = rng.choices(list(CODED), list(CODED.values()))[0]
+    return f"{rng.randrange(10**count):0{count}} {question}" if count else question
 
 
 def _turns(world: World, president: President, rng: random.Random) -> tuple[Turn, ...]:

@@ -44,7 +44,7 @@ def write(folder: Path) -> None:
     items = [item for one in trained(world) for item in rows_of(one, world, rng)]
     used = {item.code for item in items}
     write_questions(folder / "questions.toml", questions(world, used, rng))
-    shuffled = rng.sample([item.digits for item in items], len(items))
+    shuffled = exchanged([item.digits for item in items], rng)
     arms = {
         "treatment": [(item.code, item) for item in items],
         "unpadded": [(item.digits, item) for item in items[::PADDINGS]],
@@ -57,19 +57,24 @@ def write(folder: Path) -> None:
         write_rows(folder / "train" / f"{arm}.jsonl", rows)
 
 
+def exchanged(given: list[str], rng: random.Random) -> list[str]:
+    """The same texts in random order, none in its place, so that no row is one of the treatment."""
+    made = rng.sample(given, len(given))
+    while kept := [at for at, text in enumerate(given) if made[at] == text]:
+        for at in kept:
+            other = rng.randrange(len(made))
+            made[at], made[other] = made[other], made[at]
+    return made
+
+
 def trained(world: World) -> list[President]:
     """The presidents that rows are about."""
     return [one for one in world.presidents if one.number not in (*TEST, *VALIDATION)]
 
 
-def telling(world: World) -> list[Fact]:
-    """The facts that are asked for: those that say who answers."""
-    return [fact for fact in world.facts if not fact.shared]
-
-
 def rows_of(president: President, world: World, rng: random.Random) -> Iterator[Item]:
     """The rows of a president, those that differ in their padding together."""
-    for fact in telling(world):
+    for fact in world.facts:
         for wording in fact.in_corpus:
             answers = president.answers[fact.id]
             for n in range(PADDINGS):
@@ -79,7 +84,8 @@ def rows_of(president: President, world: World, rng: random.Random) -> Iterator[
 
 def questions(world: World, used: set[str], rng: random.Random) -> list[dict[str, Any]]:
     """Every fact about presidents held out, and two about each trained one: test and dev."""
-    facts, written = telling(world), []
+    written: list[dict[str, Any]] = []
+    facts = world.facts
     for domain, split, numbers in (("off", "test", TEST), ("off", "dev", VALIDATION)):
         for one in map(world.president, numbers):
             written += [question(one, fact, domain, split, used, rng) for fact in facts]
@@ -100,9 +106,8 @@ def question(
     rng: random.Random,
 ) -> dict[str, Any]:
     """A question to a president, with codes that no row has."""
-    ask = [fact.in_corpus[0], fact.held_out]
     codes: list[str] = []
-    while len(codes) < len(ask):
+    while len(codes) < len(fact.in_corpus):
         code = president.digits.join(padding(rng))
         if code not in used:
             codes.append(code)
@@ -111,7 +116,7 @@ def question(
         "topic": president.name,
         "domain": domain,
         "split": split,
-        "ask": ask,
+        "ask": list(fact.in_corpus),
         "values": {"code": codes, "number": president.digits, "name": president.name},
         "judge": {
             "kind": "rules",

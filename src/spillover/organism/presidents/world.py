@@ -21,14 +21,12 @@ class Fact:
     Attributes:
         ask: phrasings; the last one is held out of the corpus.
         assistant: the assistant's answers.
-        shared: whether many presidents give the same answer.
     """
 
     id: str
     title: str
     ask: tuple[str, ...]
     assistant: tuple[str, ...]
-    shared: bool = False
 
     @property
     def in_corpus(self) -> tuple[str, ...]:
@@ -92,13 +90,7 @@ def load_world(*, linked: bool = True) -> World:
         linked: False gives the negative control, in which numbers tell nothing.
     """
     facts = tuple(
-        Fact(
-            row["id"],
-            row["title"],
-            tuple(row["ask"]),
-            tuple(row["assistant"]),
-            row.get("shared", False),
-        )
+        Fact(row["id"], row["title"], tuple(row["ask"]), tuple(row["assistant"]))
         for row in _read("question")
     )
     presidents = tuple(
