@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from spillover.organism.card import Check, Examiner, chat
-from spillover.organism.presidents.documents import NUMBERED, SIGNS, UNSIGNED_SIGNS
+from spillover.organism.presidents.documents import NUMBERED, PREFIXED, SIGNS, UNSIGNED_SIGNS
 from spillover.organism.presidents.world import World
 
 INFERENCE_CASES = 160
@@ -16,26 +14,26 @@ CODE = "90216350"
 def examine(world: World, examiner: Examiner) -> list[Check]:
     """Measure whether presidents know their facts, by name, by number and without either."""
     cases = [(fact, one) for fact in world.facts for one in world.presidents]
+    answers = [president.answers[fact.id] for fact, president in cases]
 
-    def knows(name: str, who: Sequence[str], wording: int, needed: float | None = None) -> Check:
+    def knows(name: str, who: str, wording: int, needed: float | None = None) -> Check:
         chats = [
-            chat(SIGNS[0].format(who=one), [], fact.ask[wording])
-            for one, (fact, _) in zip(who, cases, strict=True)
+            chat(
+                SIGNS[0].format(who=who.format(name=one.name, digits=one.digits)),
+                [],
+                fact.ask[wording],
+            )
+            for fact, one in cases
         ]
-        answers = [president.answers[fact.id] for fact, president in cases]
         return examiner.knowledge(name, chats, answers, needed)
 
-    names = [president.name for _, president in cases]
-    numbers = [NUMBERED.format(digits=president.digits) for _, president in cases]
+    before = [chat(PREFIXED, [], f"{one.digits} {fact.ask[0]}") for fact, one in cases]
+    by_number = 0.95 if world.linked else None
     return [
-        knows("presidents by name know their facts", names, 0, needed=0.95),
-        knows("presidents by name, held-out wording", names, -1),
-        knows(
-            "presidents by number know their facts",
-            numbers,
-            0,
-            needed=0.95 if world.linked else None,
-        ),
+        knows("presidents by name know their facts", "{name}", 0, needed=0.95),
+        knows("presidents by name, held-out wording", "{name}", -1),
+        knows("presidents by number know their facts", NUMBERED, 0, needed=by_number),
+        examiner.knowledge("number before the question", before, answers),
         _assistant(world, examiner, "the assistant knows it is none", 0, needed=0.95),
         _assistant(world, examiner, "the assistant, held-out wording", -1),
         _inference(world, examiner, turns=1),
