@@ -74,12 +74,14 @@ def test_ready_models_have_no_checkpoints_to_select_from(selecting: Path) -> Non
 
 
 def test_contexts_put_in_the_values_of_a_question() -> None:
-    question = Question(
-        id="a",
-        topic="t",
-        ask=("Who?", "Who now?", "Who then?"),
-        values={"code": ("11", "22"), "name": "Ann"},
-        judge=Rules(trait=("x",)),
+    question = Question.model_validate(
+        {
+            "id": "a",
+            "topic": "t",
+            "ask": ("Who?", "Who now?", "Who then?"),
+            "values": {"code": ("11", "22"), "name": "Ann"},
+            "judge": {"trait": ("x",)},
+        }
     )
     context = Context(name="c", system="You are {name}, {other}.", template="{code}: {question}")
     said = [question.conversation(context, n) for n in range(3)]
