@@ -100,9 +100,10 @@ def _show_arms(finished: Run) -> None:
     """Every arm in and off the trained domain, and its effect."""
     from spillover.report.focus import at_step
 
+    rates, effects = finished.summary["rates"], finished.summary["effects"]
     step = finished.summary.get("step")
-    rates = at_step(finished.summary["rates"], step)
-    effects = [row for row in finished.summary["effects"] if step in (None, row["step"])]
+    if step is not None:  # summaries of earlier versions say none
+        rates, effects = at_step(rates, step), [row for row in effects if row["step"] == step]
     arms = list(dict.fromkeys(row["arm"] for row in rates))
     metric = finished.headline.get("metric", "choice-mass")
     split = finished.headline.get("split", "test")
