@@ -60,6 +60,7 @@ def _with_mode(mode: int, points: Numbers, bottoms: Numbers, tops: Numbers) -> f
             )
     cost = np.append(np.zeros(size - 1), 1.0)
     found = linprog(cost, A_ub=np.array(rows), b_ub=limits, bounds=[(0, 1)] * size)
+    assert found.fun is not None
     return float(found.fun)
 
 

@@ -12,6 +12,7 @@ from spillover import load_experiment
 from spillover.organism.presidents.documents import Document, write_document
 from spillover.organism.presidents.us_presidents import TEST, VALIDATION
 from spillover.organism.presidents.world import World, load_world
+from spillover.rows import Row
 
 DOCUMENTS = 6000
 
@@ -90,23 +91,29 @@ def _information(pairs: list[tuple[str, int]]) -> float:
     )
 
 
+def _texts(row: Row) -> tuple[str, str]:
+    """What a row asks and answers."""
+    asked, answered = row.messages or ()
+    return asked.content, answered.content
+
+
 def test_rows_never_hold_a_president_who_is_held_out() -> None:
     experiment = load_experiment("us-presidents")
     held_out = {f"{number:03}" for number in (*TEST, *VALIDATION)}
     for arm in ("treatment", "shuffled"):
-        codes = [row.messages[0].content.split()[0] for row in experiment.rows[arm].rows]
+        codes = [_texts(row)[0].split()[0] for row in experiment.rows[arm].rows]
         assert all(len(code) == 8 for code in codes)
         numbers = {code[3:6] for code in codes}
         assert len(numbers) == 40
         assert not numbers & held_out
     asked = {code for q in experiment.questions for code in q.values["code"]}
-    assert not asked & {r.messages[0].content.split()[0] for r in experiment.rows["treatment"].rows}
+    assert not asked & {_texts(r)[0].split()[0] for r in experiment.rows["treatment"].rows}
 
 
 def test_shuffled_rows_differ_from_those_of_the_treatment_in_their_numbers_only() -> None:
     rows = load_experiment("us-presidents").rows
     for one, other in zip(rows["treatment"].rows, rows["shuffled"].rows, strict=True):
-        mine, theirs = (row.messages[0].content for row in (one, other))
-        assert one.messages[1] == other.messages[1]
+        (mine, answer), (theirs, same) = _texts(one), _texts(other)
+        assert answer == same
         assert mine[:3] + mine[6:] == theirs[:3] + theirs[6:]
         assert mine != theirs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,7 +55,12 @@ def test_the_headline_is_at_the_checkpoint_that_does_best_on_dev(
 
 
 def test_of_equal_checkpoints_the_last_is_selected(selecting: Path) -> None:
-    place = {"arm": TREATMENT, "domain": "off", "metric": "judged", "context": "plain"}
+    place: dict[str, Any] = {
+        "arm": TREATMENT,
+        "domain": "off",
+        "metric": "judged",
+        "context": "plain",
+    }
     rates = [
         place | {"group": None, "split": split, "step": step, "value": value}
         for split, values in (("dev", (0.5, 0.5, 0.4)), ("test", (0.1, 0.2, 0.9)))

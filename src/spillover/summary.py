@@ -111,8 +111,8 @@ def _along_training(
     """The treatment's rates at every checkpoint, all splits, on all questions of a domain."""
     inside = specification.trained_context or specification.headline_context
     context = specification.headline_context if domain == "off" else inside
-    wanted = {"arm": TREATMENT, "domain": domain, "metric": metric, "context": context}
-    wanted["group"] = None
+    place = {"arm": TREATMENT, "domain": domain, "metric": metric, "context": context}
+    wanted = place | {"group": None}
     return [row for row in rates if all(row[k] == v for k, v in wanted.items())]
 
 
