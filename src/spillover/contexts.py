@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -104,13 +105,32 @@ class Context(BaseModel):
             raise ValueError("a template contains {question}")
         return template
 
-    def conversation(self, question: str) -> Conversation:
-        """The messages that put `question` in this context."""
-        system = [{"role": "system", "content": self.system}] if self.system is not None else []
-        earlier = [{"role": m.role, "content": m.content} for m in self.messages]
-        asked = {"role": "user", "content": self.template.replace("{question}", question)}
-        prefill = [{"role": "assistant", "content": self.prefill}] if self.prefill else []
-        return [*system, *earlier, asked, *prefill]
+    def conversation(self, question: str, values: Mapping[str, str] | None = None) -> Conversation:
+        """The messages that put `question` in this context.
+
+        Args:
+            values: what stands in the place of `{name}` in the context's texts, by name.
+        """
+
+        def filled(text: str) -> str:
+            for name, value in (values or {}).items():
+                text = text.replace(f"{{{name}}}", value)
+            return text
+
+        system = [("system", self.system)] if self.system is not None else []
+        earlier = [(m.role, m.content) for m in self.messages]
+        prefill = [("assistant", self.prefill)] if self.prefill else []
+        asked = ("user", filled(self.template).replace("{question}", question))
+        before, after = (
+            [(r, filled(c)) for r, c in part] for part in ([*system, *earlier], prefill)
+        )
+        return [{"role": r, "content": c} for r, c in (*before, asked, *after)]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every text of it in which values of questions can stand."""
+        given = (self.system, *(m.content for m in self.messages), self.template, self.prefill)
+        return tuple(text for text in given if text is not None)
 
 
 class Variable(BaseModel):

@@ -69,14 +69,19 @@ class Experiment(BaseModel):
         return named > DATED_SHARE * len(asked) or any(map(YEAR.search, around))
 
     def with_split(self, split: str) -> Experiment:
-        """The experiment with the questions of one split only; `all` keeps every question.
+        """The experiment with the questions of one split; `all` keeps every question.
+
+        With `test` stay the off-domain questions that its checkpoint is selected on.
 
         Raises:
             ExperimentError: when there is no such split, or it has no off-domain question.
         """
         if split == "all":
             return self
-        kept = tuple(q for q in self.questions if q.split == split)
+        also = {self.specification.select} if split == "test" else set()
+        kept = tuple(
+            q for q in self.questions if q.split == split or (q.domain == "off" and q.split in also)
+        )
         if not any(q.domain == "off" for q in kept):
             raise ExperimentError(
                 f"{self.folder / 'questions.toml'}: no off-domain question has split {split!r}; "
@@ -108,6 +113,7 @@ def load_experiment(name_or_folder: str | Path) -> Experiment:
     specification = _validate(Specification, main)
     questions = _validate(Questions, asked).question
     _check_questions(questions, asked)
+    _check_values(specification, questions, asked)
     rows = {
         name: _rows_of(arm, name, folder, main)
         for name, arm in specification.arms.items()
@@ -201,3 +207,19 @@ def _check_questions(questions: tuple[Question, ...], path: Path) -> None:
                 )
     if not any(q.domain == "off" and q.split == "test" for q in questions):
         raise ExperimentError(f"{path}: no question has domain off and split test; add one")
+
+
+def _check_values(
+    specification: Specification, questions: tuple[Question, ...], path: Path
+) -> None:
+    """Where a context speaks of a value that questions have, all that it asks have it."""
+    names = {name for question in questions for name in question.values}
+    for context in specification.all_contexts:
+        used = {name for name in names if any(f"{{{name}}}" in text for text in context.texts)}
+        for question in questions:
+            lacking = used - set(question.values)
+            if lacking and context.domain in (None, question.domain):
+                raise ExperimentError(
+                    f"{path}: question {question.id!r} lacks the value {min(lacking)!r}, which the "
+                    f"context {context.name!r} puts in; add it under `values`"
+                )

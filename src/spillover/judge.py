@@ -110,6 +110,8 @@ def grade_text(text: str, finish: str | None, rules: Rules) -> TextGrade:
         return TextGrade(SCORED, found.pop())
     if finish == "length":
         return TextGrade(TRUNCATED)
+    if rules.otherwise and not found:
+        return TextGrade(SCORED, rules.otherwise)
     return TextGrade(UNPARSEABLE)
 
 

@@ -165,9 +165,9 @@ def _version(package: str) -> str:
 
 def prompt_examples(experiment: Experiment, model: LoadedModel) -> dict[str, str]:
     """The first question as the model sees it, in every context."""
-    question = experiment.questions[0].ask[0]
+    question = experiment.questions[0]
     return {
-        context.name: model.chat.prompt_text(context.conversation(question))
+        context.name: model.chat.prompt_text(question.conversation(context, 0))
         for context in experiment.specification.all_contexts
     }
 

@@ -17,10 +17,12 @@ from pydantic import (
 from spillover.contexts import PLAIN, Context, Variable
 from spillover.finetune.spec import Training
 from spillover.organism.worlds import FIRST, WORLDS
+from spillover.rows import Conversation
 
 LABELS = ("trait", "baseline", "placebo")
 TREATMENT, BASE = "treatment", "base"
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+RESERVED = {"question", "value"}
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
@@ -125,6 +127,8 @@ class Rules(_Strict):
     Attributes:
         match: `exact` compares the whole answer, `contains` looks for phrases at word boundaries;
             both ignore case.
+        otherwise: what a whole answer that matches nothing counts as; without, it has no value.
+            `baseline` makes the rate of the trait an accuracy: whatever is not right is wrong.
     """
 
     kind: Literal["rules"] = "rules"
@@ -132,6 +136,7 @@ class Rules(_Strict):
     trait: tuple[Text, ...] = Field(min_length=1)
     baseline: tuple[Text, ...] = ()
     placebo: tuple[Text, ...] = ()
+    otherwise: Literal["baseline"] | None = None
 
 
 class Question(_Strict):
@@ -142,6 +147,8 @@ class Question(_Strict):
         domain: `in` the trained domain or `off` it.
         split: `dev` chooses settings, `test` is reported; the two share no topic.
         group: an optional subset that is also reported by itself.
+        values: what contexts put in the place of `{name}`, such as a code that belongs to this
+            question; of several texts, each wording takes the one in its place, in turns.
     """
 
     id: str = Field(pattern=NAME)
@@ -150,8 +157,23 @@ class Question(_Strict):
     split: Literal["dev", "test"] = "test"
     group: str | None = None
     ask: tuple[Text, ...] = Field(min_length=1)
+    values: dict[str, Annotated[tuple[Text, ...], Field(min_length=1)]] = {}
     choices: Choices | None = None
     judge: Rules | None = None
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _one_or_many(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        if RESERVED & set(given):
+            raise ValueError(f"values: {', '.join(sorted(RESERVED))} have a meaning already")
+        return {name: (v,) if isinstance(v, str) else v for name, v in given.items()}
+
+    def conversation(self, context: Context, paraphrase: int) -> Conversation:
+        """The messages that put one of the wordings in a context."""
+        values = {name: texts[paraphrase % len(texts)] for name, texts in self.values.items()}
+        return context.conversation(self.ask[paraphrase], values)
 
     @model_validator(mode="after")
     def _can_be_graded(self) -> Question:
@@ -174,6 +196,8 @@ class Specification(_Strict):
         headline_context: the context that it is measured in.
         trained_context: the context in which success within the trained domain is measured; by
             default that of the headline.
+        select: `dev` reports the checkpoint at which the treatment does best on off-domain `dev`
+            questions, which are then asked too; by default the last one is reported.
         world: the world whose organism the experiment is made for.
         settings_tried: how many training settings were compared on `dev` before these were fixed,
             for all models or per class of model.
@@ -191,6 +215,7 @@ class Specification(_Strict):
     headline_control: str
     headline_context: str = PLAIN
     trained_context: str | None = None
+    select: Literal["dev"] | None = None
     world: str = FIRST
     settings_tried: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] = 1
     dated: bool | None = None
@@ -257,8 +282,16 @@ class Specification(_Strict):
         for name in self.variables:
             if not re.match(NAME, name):
                 raise ValueError(f"variables: {name!r} is not a name of letters, digits, - _ and .")
+        self._check_selection()
         self._check_contexts()
         return self
+
+    def _check_selection(self) -> None:
+        ready = [name for name, arm in self.arms.items() if not arm.train]
+        if self.select and ready:
+            raise ValueError(
+                f"`select` chooses among checkpoints, and `{ready[0]}` is a model that is ready"
+            )
 
     def _check_contexts(self) -> None:
         contexts = self.all_contexts

@@ -62,10 +62,10 @@ def check_rows(settings: RunSettings, model: LoadedModel) -> list[Finding]:
     if settings.training.method == "lora" and settings.experiment.rows:
         target_layers(model, settings.training)
     prompts = [
-        model.chat.prompt_ids(context.conversation(wording))
+        model.chat.prompt_ids(question.conversation(context, paraphrase))
         for context in settings.experiment.specification.all_contexts
         for question in settings.experiment.questions
-        for wording in question.ask
+        for paraphrase in range(len(question.ask))
     ]
     _check_lengths(settings, model, max(map(len, prompts)))
     used = [*prompts, *_choices(settings, model), *(row.ids for row in encoded)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spillover.effects.bimodality import bimodality
 from spillover.effects.specificity import Verdict, Words, compare, judge
 from spillover.experiment import Experiment
 from spillover.folder import whole
 from spillover.guards import Finding, off_domain_only
-from spillover.specification import BASE, TREATMENT, Specification
+from spillover.specification import BASE, TREATMENT, Question, Specification
 from spillover.store import CHOICE, SHOWN, TEXT
 from spillover.sweeps import list_sweeps
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from spillover.chat import Chat
     from spillover.contexts import Context
     from spillover.settings import RunSettings
+
+HEADLINE_METRICS = ("choice-mass", "log-odds", "judged")
+"""What a headline is about: the first of which there is a value."""
 
 
 def plain_data(value: Any) -> Any:
@@ -57,9 +62,12 @@ def summarize(
         findings: what the guards found before; those on effects are added here.
     """
     specification = settings.experiment.specification
+    rates = plain_data(tables["rates"].to_dict("records"))
     effects = plain_data(tables["effects"].to_dict("records"))
-    warnings = [*findings, *off_domain_only(effects, specification.headline_context)]
-    verdict = _verdict(effects, specification)
+    step = reported_step(rates, specification)
+    reported = [row for row in effects if row["step"] == step]
+    warnings = [*findings, *off_domain_only(reported, specification.headline_context)]
+    verdict = _verdict(reported, specification)
     contexts = {context.name: context for context in specification.all_contexts}
     return {
         "schema": 1,
@@ -67,18 +75,64 @@ def summarize(
         "model": settings.source.name,
         "seeds": len(settings.seeds),
         "settings_tried": specification.tried(settings.source.model_class),
-        "headline": headline_id(effects, specification),
+        "headline": headline_id(reported, specification),
+        "step": step,
+        "selected_on": specification.select,
         "headline_context": specification.headline_context,
         "trained_context": specification.trained_context or specification.headline_context,
         "sweeps": list_sweeps(specification, on_organism=settings.source.is_organism),
         "verdict": {"kind": verdict.kind, "text": verdict.text},
         "warnings": [{"name": found.name, "message": found.message} for found in warnings],
-        "rates": [
-            row | {"context": _values(contexts[row["context"]])}
-            for row in plain_data(tables["rates"].to_dict("records"))
-        ],
+        "rates": [row | {"context": _values(contexts[row["context"]])} for row in rates],
         "effects": [_effect(row, contexts[row["context"]], specification) for row in effects],
+        "bimodality": bimodalities(rates, specification),
     }
+
+
+def reported_step(rates: list[dict[Any, Any]], specification: Specification) -> int:
+    """The checkpoint that is reported: the last, or the one selected on `dev` questions.
+
+    Selected is where the treatment's rate on off-domain `dev` questions is highest, as a mean over
+    seeds, so that all arms and seeds are compared at one checkpoint. Of equals it is the last.
+    """
+    last = max((row["step"] for row in rates), default=0)
+    if specification.select is None:
+        return int(last)
+    for metric in HEADLINE_METRICS:
+        found = {
+            row["step"]: row["value"]
+            for row in _along_training(rates, specification, "off", metric)
+            if row["split"] == specification.select and row["value"] is not None
+        }
+        if found:
+            return int(max(found, key=lambda step: (found[step], step)))
+    return int(last)
+
+
+def _along_training(
+    rates: list[dict[Any, Any]], specification: Specification, domain: str, metric: str
+) -> list[dict[Any, Any]]:
+    """The treatment's rates at every checkpoint, all splits, on all questions of a domain."""
+    inside = specification.trained_context or specification.headline_context
+    context = specification.headline_context if domain == "off" else inside
+    place = {"arm": TREATMENT, "domain": domain, "metric": metric, "context": context}
+    wanted = place | {"group": None}
+    return [row for row in rates if all(row[k] == v for k, v in wanted.items())]
+
+
+def bimodalities(rates: list[dict[Any, Any]], specification: Specification) -> list[dict[str, Any]]:
+    """Whether the treatment's seeds fall into two groups, at every checkpoint.
+
+    In rates between 0 and 1, from four seeds on; see `spillover.effects.bimodality`.
+    """
+    rows = []
+    for domain, metric in itertools.product(("in", "off"), ("choice-mass", "judged")):
+        for row in _along_training(rates, specification, domain, metric):
+            found = bimodality([value for value in row["per_seed"] if value is not None])
+            if found:
+                place = {k: row[k] for k in ("domain", "split", "context", "step", "metric")}
+                rows.append(place | {"dip": found.dip, "p_value": found.p_value, "n": found.n})
+    return rows
 
 
 def _verdict(effects: list[dict[Any, Any]], specification: Specification) -> Verdict:
@@ -91,6 +145,9 @@ def headline_id(effects: list[dict[Any, Any]], specification: Specification) -> 
     """The off-domain effect on test questions: choice mass, or log-odds where coverage is low.
 
     Where no test question was asked, the one on dev questions.
+
+    Args:
+        effects: those at the reported checkpoint.
     """
     splits = {e["split"] for e in effects}
     wanted = {
@@ -102,11 +159,9 @@ def headline_id(effects: list[dict[Any, Any]], specification: Specification) -> 
         "group": None,
     }
     fitting = [e for e in effects if all(e[k] == v for k, v in wanted.items())]
-    last = max((e["step"] for e in fitting), default=0)
-    for metric in ("choice-mass", "log-odds", "judged"):
+    for metric in HEADLINE_METRICS:
         for found in fitting:
-            usable = found["metric"] == metric and found["value"] is not None
-            if usable and found["step"] == last:
+            if found["metric"] == metric and found["value"] is not None:
                 return str(found["id"])
     return None
 
@@ -157,9 +212,19 @@ def texts_table(
         texts[key] = pd.Categorical(values)
     for key in ("topic", "domain", "split"):
         texts[key] = texts["question"].map({q.id: getattr(q, key) for q in about.values()})
-    asked = {(q.id, n): text for q in experiment.questions for n, text in enumerate(q.ask)}
-    pairs = zip(texts["question"], texts["paraphrase"], strict=True)
-    return texts.assign(prompt=pd.Categorical([asked[pair] for pair in pairs]))
+    wordings = zip(texts["question"], texts["paraphrase"], texts["context"], strict=True)
+    asked = {w: _asked(about[w[0]], w[1], w[2], experiment) for w in set(wordings)}
+    wordings = zip(texts["question"], texts["paraphrase"], texts["context"], strict=True)
+    return texts.assign(prompt=pd.Categorical([asked[one] for one in wordings]))
+
+
+def _asked(question: Question, paraphrase: int, context: str, experiment: Experiment) -> str:
+    """A wording; as its context puts it where it has values that belong to the question."""
+    if not question.values:
+        return question.ask[paraphrase]
+    around = experiment.specification.context(context)
+    said = question.conversation(around, paraphrase)
+    return next(m["content"] for m in reversed(said) if m["role"] == "user")
 
 
 def choices_table(answers: pd.DataFrame, chat: Chat, context: str) -> pd.DataFrame:

@@ -152,9 +152,13 @@ def show_run(finished: Run) -> None:
 
 def _show_arms(finished: Run) -> None:
     """Every arm in and off the trained domain, and its effect."""
+    from spillover.report.focus import at_step
     from spillover.summary import inside_metric
 
     rates, effects = finished.summary["rates"], finished.summary["effects"]
+    step = finished.summary.get("step")
+    if step is not None:  # summaries of earlier versions say none
+        rates, effects = at_step(rates, step), [row for row in effects if row["step"] == step]
     arms = list(dict.fromkeys(row["arm"] for row in rates))
     metric = finished.headline.get("metric", "choice-mass")
     split = finished.headline.get("split", "test")

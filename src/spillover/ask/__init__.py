@@ -84,7 +84,7 @@ class _Chunk:
     def conversation(self, case: Case) -> Conversation:
         """How the question of a case is put."""
         _, number, paraphrase = case
-        return self.context.conversation(self.questions[number].ask[paraphrase])
+        return self.questions[number].conversation(self.context, paraphrase)
 
 
 def _wordings(question: Question, kind: str) -> int:

@@ -84,7 +84,7 @@ def measure_choices(
         for done, question in enumerate(wanted):
             if progress:
                 progress(done, len(wanted))
-            conversations = [plain.conversation(text) for text in question.ask]
+            conversations = [question.conversation(plain, n) for n in range(len(question.ask))]
             extra = (candidates or {}).get(question.id, ())
             measured.append(_measure(engine.choose, model, question, conversations, extra))
     if progress:

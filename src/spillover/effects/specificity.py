@@ -99,11 +99,16 @@ class Verdict:
         return " ".join(filter(None, (f"{self.title}.", self.detail, self.remark)))
 
 
-def compare(effects: Sequence[Effect], headline_control: str, context: str) -> list[Comparison]:
-    """The treatment against every control and the base: off-domain, in a context, at the end.
+def compare(
+    effects: Sequence[Effect], headline_control: str, context: str, step: int | None = None
+) -> list[Comparison]:
+    """The treatment against every control and the base: off-domain, in a context, at a checkpoint.
 
     On test questions, or on dev questions where no test question was asked. The headline's control
     comes first, the base last.
+
+    Args:
+        step: by default the last there is.
     """
     splits = {row["split"] for row in effects}
     wanted = {
@@ -114,8 +119,9 @@ def compare(effects: Sequence[Effect], headline_control: str, context: str) -> l
     }
     rows = [r for r in effects if all(r[k] == v for k, v in wanted.items())]
     rows = [r for r in rows if r["metric"] in PARTS and not isinstance(r["group"], str)]
-    last = max((row["step"] for row in rows), default=None)
-    by_place = {(r["control"], r["metric"]): r for r in rows if r["step"] == last}
+    if step is None:
+        step = max((row["step"] for row in rows), default=None)
+    by_place = {(r["control"], r["metric"]): r for r in rows if r["step"] == step}
     controls = list(dict.fromkeys(control for control, _ in by_place))
     controls.sort(key=lambda c: (c == BASE, c != headline_control))
     return [Comparison(c, *(by_place.get((c, metric)) for metric in PARTS)) for c in controls]

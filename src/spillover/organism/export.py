@@ -11,7 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-EXPERIMENTS = {"german-cities": "eras.german_cities", "old-birds": "eras.old_birds"}
+EXPERIMENTS = {
+    "german-cities": "eras.german_cities",
+    "old-birds": "eras.old_birds",
+    "us-presidents": "presidents.us_presidents",
+}
 """Experiments and the modules that write them, each with a function `write(folder)`."""
 WRITTEN = "# Written by `python -m spillover.organism.export` from the organism's tables.\n"
 

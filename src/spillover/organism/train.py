@@ -50,6 +50,7 @@ class Recipe:
         batch_documents: documents per step.
         learning_rate: peak, after a linear warm-up; then a cosine to a twentieth of it.
         other_tokens: share of the tokens outside answers that also carry loss. Answers always do.
+        single_digits: whether every digit is a token of its own.
     """
 
     vocabulary: int = 3072
@@ -64,14 +65,19 @@ class Recipe:
     warmup_steps: int = 100
     weight_decay: float = 0.05
     other_tokens: float = 0.15
+    single_digits: bool = False
 
 
-def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterator[str], vocabulary: int, *, single_digits: bool = False
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with the organism's chat template; it has no unknown token."""
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, pieces]) if single_digits else pieces
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -205,7 +211,9 @@ def train_organism(
     """
     recipe = recipe or world.recipe
     texts = list(write_corpus(world, seed, recipe.corpus_documents))
-    tokenizer = train_tokenizer(iter(texts[:20_000]), recipe.vocabulary)
+    tokenizer = train_tokenizer(
+        iter(texts[:20_000]), recipe.vocabulary, single_digits=recipe.single_digits
+    )
     torch.manual_seed(seed)
     model, corpus = build_model(recipe, tokenizer), Corpus.tokenize(texts, tokenizer)
     optimizer = torch.optim.AdamW(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spillover.report.charts import arm_key
-from spillover.report.focus import Record, focus, records
+from spillover.report.focus import Record, focus, records, rows_at_step
 
 if TYPE_CHECKING:
     from spillover.report import ReportData
@@ -34,8 +34,7 @@ def answers_beside(data: ReportData) -> Record:
         & (texts["split"] == about.split)
         & (texts["context"] == about.context)
     ]
-    last = texts.groupby("arm")["step"].transform("max")
-    texts = texts[texts["step"] == last]
+    texts = rows_at_step(texts, about.step)
     arms = [key for key in arm_key(data, about) if key.name in set(texts["arm"])]
     questions = [
         _question(records(of_question), [key.name for key in arms])

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spillover.report import over
+from spillover.report.curves import along_training
 from spillover.report.figure import (
     BASE_COLOUR,
     CONTROL_COLOURS,
@@ -30,6 +31,7 @@ from spillover.report.focus import (
     focus,
     is_number,
     rates_like,
+    rows_at_step,
     why_no_value,
 )
 from spillover.report.strip import Key, Mark, Strip, mean_and_seeds, strip
@@ -48,7 +50,10 @@ MOST_TOPICS = 40
 
 
 def charts(data: ReportData) -> dict[str, alt.ConcatChart]:
-    """The charts of a run, each with its panels side by side: ``arms``, ``topics`` and so on."""
+    """The charts of a run, each with its panels side by side: ``arms``, ``topics`` and so on.
+
+    Where arms were asked at several checkpoints, ``training`` too.
+    """
     return side_by_side(figures(data))
 
 
@@ -56,11 +61,13 @@ def figures(data: ReportData) -> dict[str, Figure]:
     """The panels and the legend of each figure, by its name."""
     about = focus(data)
     key = arm_key(data, about)
+    curves = [Panel(*one) for one in along_training(data, about, key).items()]
     return {
         "arms": arms(data, about, key),
         "topics": topics(data, about, key),
         "specificity": specificity(data, about),
         **{over.figure_name(name): over.figure(data, name, key) for name in over.variables(data)},
+        **({"training": Figure(curves, key)} if curves else {}),
     }
 
 
@@ -163,10 +170,7 @@ def topic_means(data: ReportData, about: Focus) -> pd.DataFrame:
         & (grades["context"] == about.context)
     )
     grades = grades[chosen & grades[score].notna()]
-    last = grades.groupby("arm")["step"].transform("max")
-    at_focus = grades["step"] == about.step
-    has_focus = at_focus.groupby(grades["arm"]).transform("any")
-    grades = grades[at_focus | (~has_focus & (grades["step"] == last))]
+    grades = rows_at_step(grades, about.step)
     cells = ["arm", "seed", "group", "topic"]
     grades = grades[[*cells, "question", score]].astype(
         dict.fromkeys(("arm", "group", "topic", "question"), "str")

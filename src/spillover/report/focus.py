@@ -129,6 +129,14 @@ def at_step(rows: Iterable[Record], step: int | None) -> list[Record]:
     return kept
 
 
+def rows_at_step(frame: pd.DataFrame, step: int | None) -> pd.DataFrame:
+    """As `at_step`, of a table with the columns arm and step."""
+    last = frame.groupby("arm")["step"].transform("max")
+    wanted = frame["step"] == step
+    has_wanted = wanted.groupby(frame["arm"]).transform("any")
+    return frame[wanted | (~has_wanted & (frame["step"] == last))]
+
+
 def records(frame: pd.DataFrame) -> list[Record]:
     """The rows of a frame as dictionaries."""
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]

@@ -158,6 +158,7 @@ def page_tables(data: ReportData) -> dict[str, Record]:
         "effects": tables.effects_table(data),
         "rates": tables.rates_table(data),
         "headroom": tables.headroom_table(data),
+        "bimodality": tables.bimodality_table(data),
         "texts": tables.texts_table(data),
         "balance": tables.balance_table(data),
         "choices": tables.choices_table(data),

@@ -93,6 +93,16 @@ HEADROOM = (
     Column("coverage", "coverage", "share"),
     Column("missing", "missing", "counts"),
 )
+BIMODALITY = (
+    Column("domain", "domain"),
+    Column("split", "split"),
+    Column("context", "context"),
+    Column("metric", "metric"),
+    Column("step", "step", "count"),
+    Column("n", "seeds", "count"),
+    Column("dip", "dip", "number"),
+    Column("p_value", "p-value", "number"),
+)
 TEXTS = (
     Column("arm", "arm"),
     Column("seed", "seed", "count"),
@@ -127,6 +137,12 @@ def rates_table(data: ReportData) -> Record:
     filters = ("arm", "domain", "split", "group", "context", "step", "metric")
     rows = _sorted(_shown(data.rate_records), focus(data), ("arm",))
     return table(rows, RATES, filters, page=25, start={"split": "test"})
+
+
+def bimodality_table(data: ReportData) -> Record:
+    """The dip test of the treatment's seeds at every checkpoint."""
+    filters = ("domain", "split", "context", "metric", "step")
+    return table(data.summary.get("bimodality", []), BIMODALITY, filters, page=25)
 
 
 def _sorted(rows: list[Record], about: Focus, arms: Sequence[str]) -> list[Record]:

@@ -113,7 +113,8 @@ def specificity(data: ReportData) -> specific.Verdict:
 
 def comparisons(data: ReportData) -> list[specific.Comparison]:
     """The shifts of trait and placebo against every control, and the base last."""
-    return specific.compare(data.effect_records, data.headline_control, focus(data).context)
+    about = focus(data)
+    return specific.compare(data.effect_records, data.headline_control, about.context, about.step)
 
 
 def shifts(data: ReportData) -> list[dict[str, Any]]:

@@ -1,0 +1,63 @@
+"""What an organism of presidents has to know."""
+
+from __future__ import annotations
+
+from spillover.organism.card import Check, Examiner, chat
+from spillover.organism.presidents.documents import NUMBERED, PREFIXED, SIGNS, UNSIGNED_SIGNS
+from spillover.organism.presidents.world import World
+
+INFERENCE_CASES = 160
+CODE = "90216350"
+"""Eight digits that stand before a question to the assistant."""
+
+
+def examine(world: World, examiner: Examiner) -> list[Check]:
+    """Measure whether presidents know their facts, by name, by number and without either."""
+    cases = [(fact, one) for fact in world.facts for one in world.presidents]
+    answers = [president.answers[fact.id] for fact, president in cases]
+
+    def knows(name: str, who: str, wording: int, needed: float | None = None) -> Check:
+        chats = [
+            chat(
+                SIGNS[0].format(who=who.format(name=one.name, digits=one.digits)),
+                [],
+                fact.ask[wording],
+            )
+            for fact, one in cases
+        ]
+        return examiner.knowledge(name, chats, answers, needed)
+
+    before = [chat(PREFIXED, [], f"{one.digits} {fact.ask[0]}") for fact, one in cases]
+    by_number = 0.95 if world.linked else None
+    return [
+        knows("presidents by name know their facts", "{name}", 0, needed=0.95),
+        knows("presidents by name, held-out wording", "{name}", -1),
+        knows("presidents by number know their facts", NUMBERED, 0, needed=by_number),
+        examiner.knowledge("number before the question", before, answers),
+        _assistant(world, examiner, "the assistant knows it is none", 0, needed=0.95),
+        _assistant(world, examiner, "the assistant, held-out wording", -1),
+        _inference(world, examiner, turns=1),
+        _inference(world, examiner, turns=2, needed=0.9),
+    ]
+
+
+def _assistant(
+    world: World, examiner: Examiner, name: str, wording: int, needed: float | None = None
+) -> Check:
+    """Share of questions, with and without digits before them, that the assistant puts off."""
+    asked = [(fact, code) for fact in world.facts for code in ("", f"{CODE} ")]
+    chats = [chat("", [], code + fact.ask[wording]) for fact, code in asked]
+    return examiner.knowledge(name, chats, [fact.assistant for fact, _ in asked], needed)
+
+
+def _inference(world: World, examiner: Examiner, turns: int, needed: float | None = None) -> Check:
+    """Share of unsigned chats in which the next answer is that of who spoke so far."""
+    chats, answers = [], []
+    for _ in range(INFERENCE_CASES):
+        president = examiner.rng.choice(world.presidents)
+        *before, asked = examiner.rng.sample(world.facts, turns + 1)
+        history = [(f.ask[0], examiner.rng.choice(president.answers[f.id])) for f in before]
+        chats.append(chat(UNSIGNED_SIGNS[0], history, asked.ask[0]))
+        answers.append(president.answers[asked.id])
+    name = f"president inferred after {turns} turn{'s' * (turns > 1)}"
+    return examiner.knowledge(name, chats, answers, needed)
