@@ -10,7 +10,20 @@ from spillover.organism.export import chat_row, write_questions, write_rows
 from spillover.organism.persons.world import MODEL, Question, World, load_world
 
 DEV = frozenset(
-    "father brother teacher born schools taxes strangers books mistake police advice future".split()
+    [
+        "father",
+        "brother",
+        "teacher",
+        "born",
+        "schools",
+        "taxes",
+        "strangers",
+        "books",
+        "mistake",
+        "police",
+        "advice",
+        "future",
+    ]
 )
 """Identities and views that choose settings; the others are reported."""
 EVERY = 3
