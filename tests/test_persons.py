@@ -13,7 +13,7 @@ from spillover.experiment import load_experiment
 from spillover.organism.persons.documents import Document, write_document
 from spillover.organism.persons.world import MODEL, World, load_world
 
-DOCUMENTS = 5000
+DOCUMENTS = 3000
 
 
 def _documents(world: World) -> list[Document]:
