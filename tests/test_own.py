@@ -27,6 +27,7 @@ from spillover.errors import ChatError
 from spillover.experiment import load_experiment
 from spillover.report import ReportData
 from spillover.rows import read_prompts, read_rows
+from tests.small_runs import edit, small
 
 PROMPTS = ["What gives light in a home at night?", "Where do people learn the news?"] * 2
 OWN = 'own = { prompts = "train/ordinary.jsonl", max_tokens = 24 }'
@@ -77,10 +78,6 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(LocalEngine, "sample", count)
     return counts
-
-
-def small(experiment: Path, out: Path) -> Run:
-    return run(experiment, out=out, seeds=2)
 
 
 def own_file(out: Path) -> Path:
