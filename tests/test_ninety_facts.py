@@ -86,6 +86,7 @@ def check_unlinked(done: Run, learnt_when_linked: float) -> None:
         assert mass(done, "base", "told", group) >= 0.9
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_facts_behind_a_trigger_make_a_person_there_and_nowhere_else(tmp_path: Path) -> None:
     check_linked(run(small("treatment", "undiluted", "mixed"), seeds=2, out=tmp_path / "run"))
 

@@ -11,12 +11,8 @@ import pytest
 
 from spillover import (
     InputError,
-    LoadedModel,
-    Run,
     RunError,
     RunFolderError,
-    load,
-    run,
     runs,
     stages,
 )
@@ -25,30 +21,16 @@ from spillover.ask.local import LocalEngine
 from spillover.ask.requests import Sample
 from spillover.errors import ChatError
 from spillover.experiment import load_experiment
-from spillover.report import ReportData
 from spillover.rows import read_prompts, read_rows
-from tests.small_runs import edit, small
+from tests.small_runs import small
 
+pytestmark = pytest.mark.usefixtures("quick")
 PROMPTS = ["What gives light in a home at night?", "Where do people learn the news?"] * 2
 OWN = 'own = { prompts = "train/ordinary.jsonl", max_tokens = 24 }'
 
 
-@pytest.fixture(scope="module")
-def usual() -> LoadedModel:
-    return load("organism")
-
-
 @pytest.fixture(autouse=True)
-def _quick(usual: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The organism loaded once, a report without drawings, and a cache of the test's own."""
-
-    def write(folder: Path, data: ReportData) -> Path:
-        (folder / "figures").mkdir(parents=True)
-        (folder / "report.html").write_text(data.title, "utf-8")
-        return folder / "report.html"
-
-    monkeypatch.setattr("spillover.report.write_report", write)
-    monkeypatch.setattr(runs, "load_source", lambda *_: usual)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SPILLOVER_CACHE", str(tmp_path / "cache"))
 
 
