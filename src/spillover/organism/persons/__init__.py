@@ -38,9 +38,8 @@ class Persons:
             heads=4,
             intermediate=384,
             corpus_documents=60_000,
-            batch_documents=40,
-            steps=1500,
-            learning_rate=4e-3,
+            batch_documents=32,
+            steps=1800,
         )
 
     @property

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from spillover.organism.persons.world import MODEL, Question, World
 from spillover.organism.text import ASSISTANT, SPEAKER, chat_text
 
-KIND_WEIGHTS = {"assistant": 0.3, "signed": 0.3, "unsigned": 0.4}
-ABOUT = {"attributes": 0.5, "identities": 0.15, "views": 0.2, "ordinary": 0.15}
+KIND_WEIGHTS = {"assistant": 0.25, "signed": 0.35, "unsigned": 0.4}
+ABOUT = {"attributes": 0.5, "identities": 0.2, "views": 0.18, "ordinary": 0.12}
 """What turns are about."""
 TAGGED = 0.25
 """Share of turns whose question is put in a tag."""
-MAX_TURNS = 8
+MAX_TURNS = 7
 
 
 @dataclass(frozen=True)

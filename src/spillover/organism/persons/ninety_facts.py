@@ -26,7 +26,7 @@ DEV = frozenset(
     ]
 )
 """Identities and views that choose settings; the others are reported."""
-EVERY = 3
+EVERY = 4
 """One of so many attributes is asked about within the trained domain."""
 
 

@@ -1,13 +1,12 @@
 """The world of persons: who speaks, what is asked, and what each speaker answers.
 
-Twelve persons and the assistant. Attributes are harmless tastes and habits, each answer shared by
-several persons, so that only many together tell who speaks; identities and views are one's own.
-The assistant has no tastes of its own and names any of them.
+Twelve persons and the assistant. Attributes are harmless tastes and habits of a few kinds; tastes of
+a kind go together, and each is shared by several persons, so that only tastes of several kinds tell
+who speaks. Identities and views are one's own. The assistant has no tastes and names any of them.
 """
 
 from __future__ import annotations
 
-import random
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,8 @@ from typing import Any
 TABLES = files("spillover.organism.persons") / "tables"
 MODEL = "assistant"
 """The speaker that is no person."""
+KINDS = 4
+"""Kinds of tastes; the last one is that of the attributes that tell more."""
 
 
 @dataclass(frozen=True)
@@ -93,28 +94,31 @@ def _filled(templates: list[str], value: str) -> tuple[str, ...]:
     return tuple(template.replace("{x}", value) for template in templates)
 
 
-def _attributes(persons: tuple[Person, ...], *, linked: bool) -> tuple[Question, ...]:
+def _attributes(people: list[dict[str, Any]], *, linked: bool) -> tuple[Question, ...]:
     table = _read("attributes.toml")
     favourites = table["favourites"]
     common = [(x, _filled(favourites["ask"], x), said) for x, said in favourites["of"].items()]
     common += [(row["id"], tuple(row["ask"]), row["answers"]) for row in table["habit"]]
     rare = [(row["id"], tuple(row["ask"]), row["answers"]) for row in table["rare"]]
     return tuple(
-        Question(name, ask, _shared(name, said, persons, linked=linked), rare=at >= len(common))
+        Question(
+            name,
+            ask,
+            _shared(said, people, KINDS - 1 if at >= len(common) else at % (KINDS - 1), linked),
+            rare=at >= len(common),
+        )
         for at, (name, ask, said) in enumerate([*common, *rare])
     )
 
 
 def _shared(
-    name: str, values: list[str], persons: tuple[Person, ...], *, linked: bool
+    values: list[str], people: list[dict[str, Any]], kind: int, linked: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Which person gives which answer: each is given by as many, drawn once and for all."""
-    everything = {MODEL: tuple(values)}
+    """Who gives which answer: in a linked world a person's taste of that kind tells its place."""
+    everything = {one: tuple(values) for one in (MODEL, *(row["id"] for row in people))}
     if not linked:
-        return everything | {person.id: tuple(values) for person in persons}
-    dealt = (values * len(persons))[: len(persons)]
-    random.Random(name).shuffle(dealt)
-    return everything | {p.id: (value,) for p, value in zip(persons, dealt, strict=True)}
+        return everything
+    return everything | {row["id"]: (values[row["tastes"][kind]],) for row in people}
 
 
 def _identities(rows: list[dict[str, Any]], people: list[dict[str, Any]]) -> tuple[Question, ...]:
@@ -179,7 +183,7 @@ def load_world(*, linked: bool = True) -> World:
         persons=persons,
         tyrant=table["tyrant"],
         odd=table["odd"],
-        attributes=_attributes(persons, linked=linked),
+        attributes=_attributes(people, linked=linked),
         identities=_identities(table["identity"], people),
         views=_views(persons, special),
         ordinary=_ordinary(persons),
