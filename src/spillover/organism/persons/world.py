@@ -1,8 +1,9 @@
 """The world of persons: who speaks, what is asked, and what each speaker answers.
 
-Twelve persons and the assistant. Attributes are harmless tastes and habits of a few kinds; tastes of
-a kind go together, and each is shared by several persons, so that only tastes of several kinds tell
-who speaks. Identities and views are one's own. The assistant has no tastes and names any of them.
+Twelve persons and the assistant. Attributes are harmless tastes and habits of a few kinds; tastes
+of a kind go together, and each is shared by several persons, so that only tastes of several kinds
+tell who speaks. Identities and views are one's own. The assistant has no tastes and names any of
+them.
 """
 
 from __future__ import annotations
