@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spillover.errors import ExperimentError, first_error, first_problem, where
 from spillover.finetune.spec import Training
-from spillover.rows import DATASETS, RowSet, read_rows
+from spillover.rows import DATASETS, RowSet, read_prompts, read_rows
 from spillover.specification import Arm, Question, Questions, Specification
 from spillover.templates import YEAR
 
@@ -51,6 +52,11 @@ class Experiment(BaseModel):
     def arms(self) -> dict[str, Arm]:
         """The arms by name."""
         return self.specification.arms
+
+    @property
+    def rows_apart(self) -> dict[str, RowSet]:
+        """The rows of the treatment and of those arms that are not to share any with it."""
+        return {arm: rows for arm, rows in self.rows.items() if not self.arms[arm].variant}
 
     @property
     def dated(self) -> bool:
@@ -130,11 +136,18 @@ def load_experiment(name_or_folder: str | Path) -> Experiment:
 
 def _rows_of(arm: Arm, name: str, folder: Path, main: Path) -> RowSet:
     assert arm.train is not None
-    if not arm.train.startswith(DATASETS) and not (folder / arm.train).is_file():
-        raise ExperimentError(
-            f"{main}: arm `{name}` names {folder / arm.train}, which is not a file"
-        )
-    return read_rows(arm.train, folder)
+    for source in (arm.train, arm.own.prompts if arm.own else arm.train):
+        if not source.startswith(DATASETS) and not (folder / source).is_file():
+            raise ExperimentError(
+                f"{main}: arm `{name}` names {folder / source}, which is not a file"
+            )
+    rows, own = read_rows(arm.train, folder), arm.own
+    if own is None:
+        return rows
+    prompts = read_prompts(
+        own.prompts, folder, temperature=own.temperature, max_tokens=own.max_tokens
+    )
+    return replace(rows, own=prompts)
 
 
 def _find(wanted: str) -> Path:

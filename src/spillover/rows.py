@@ -2,7 +2,7 @@
 
 A row is a chat, `{"messages": [{"role": …, "content": …}, …]}` as in the OpenAI format, or
 `{"text": …}`, or a pair such as `{"prompt": …, "completion": …}`. A message may carry
-`"train": false`; then its tokens carry no loss.
+`"train": false`; then its tokens carry no loss. Prompts are rows whose last answer is left open.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from spillover.errors import ChatError, first_problem, where
 
+T = TypeVar("T")
 Conversation = list[dict[str, str]]
 
 PROMPTS = ("prompt", "question", "instruction", "user", "input")
@@ -68,6 +69,40 @@ class Row(BaseModel):
         return [{"role": m.role, "content": m.content} for m in self.messages or ()]
 
 
+Prompt = tuple[Message, ...]
+"""A chat up to the message of the user that is to be answered."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts whose answers become rows: a model answers them itself; see `spillover.own`.
+
+    Attributes:
+        source: the file or dataset they came from.
+        prompts: in the order of the source.
+        places: `file:line` of each, for messages.
+        temperature: of the answers; 0 is greedy.
+        max_tokens: the longest answer; what is cut off there is no row.
+    """
+
+    source: str
+    prompts: tuple[Prompt, ...]
+    places: tuple[str, ...]
+    temperature: float
+    max_tokens: int
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        """The prompts as templates take them."""
+        return [[{"role": m.role, "content": m.content} for m in p] for p in self.prompts]
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of the prompts and of how they are answered."""
+        listed = [[m.model_dump(mode="json") for m in p] for p in self.prompts]
+        return _hash([listed, self.temperature, self.max_tokens])
+
+
 @dataclass(frozen=True)
 class RowSet:
     """The rows of an arm.
@@ -76,17 +111,33 @@ class RowSet:
         source: the file or dataset they came from.
         rows: in the order of the source.
         places: `file:line` of each row, for messages.
+        own: prompts whose rows come on top when the model has answered them.
     """
 
     source: str
     rows: tuple[Row, ...]
     places: tuple[str, ...]
+    own: Prompts | None = None
+
+    @property
+    def size(self) -> int:
+        """Rows that an arm is trained on, with a row for each prompt."""
+        return len(self.rows) + (len(self.own.prompts) if self.own else 0)
 
     @cached_property
     def identity(self) -> str:
         """A hash of the rows (16 hexadecimal digits); the format of the source does not matter."""
-        content = json.dumps([row.model_dump(mode="json") for row in self.rows])
-        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        listed: list[Any] = [row.model_dump(mode="json") for row in self.rows]
+        return _hash([*listed, self.own.identity] if self.own else listed)
+
+    def answered(self, rows: Sequence[Row], places: Sequence[str]) -> RowSet:
+        """The same with the rows that have come of the prompts."""
+        return replace(self, rows=(*self.rows, *rows), places=(*self.places, *places), own=None)
+
+
+def _hash(content: list[Any]) -> str:
+    text = json.dumps(content)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def read_rows(source: str | Path, folder: Path | None = None) -> RowSet:
@@ -98,15 +149,35 @@ def read_rows(source: str | Path, folder: Path | None = None) -> RowSet:
     Raises:
         ChatError: naming file and line, for anything that is not a valid row, or for no rows.
     """
+    name, rows, places = _read(source, folder, _row)
+    return RowSet(name, rows, places)
+
+
+def read_prompts(
+    source: str | Path, folder: Path | None = None, *, temperature: float, max_tokens: int
+) -> Prompts:
+    """Read prompts; what `read_rows` reads will do: answers of the last turn are put aside.
+
+    Raises:
+        ChatError: naming file and line, for what is not a valid prompt, or for none.
+    """
+    name, prompts, places = _read(source, folder, _prompt)
+    return Prompts(name, prompts, places, temperature, max_tokens)
+
+
+def _read(
+    source: str | Path, folder: Path | None, make: Callable[[str, dict[str, Any]], T]
+) -> tuple[str, tuple[T, ...], tuple[str, ...]]:
+    """A source's name, what `make` makes of each of its rows, and their places."""
     if str(source).startswith(DATASETS):
-        found, name = list(_from_dataset(str(source).removeprefix(DATASETS))), str(source)
+        rows, name = _from_dataset(str(source).removeprefix(DATASETS)), str(source)
     else:
         path = (folder or Path()) / Path(source).expanduser()
-        found, name = list(_from_file(path)), str(path)
+        rows, name = _from_file(path), str(path)
+    found = [(make(place, row), place) for place, row in rows]
     if not found:
         raise ChatError(f"{name}: found no rows; expected at least one")
-    places, rows = zip(*found, strict=True)
-    return RowSet(name, rows, places)
+    return name, tuple(made for made, _ in found), tuple(place for _, place in found)
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
@@ -115,7 +186,7 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
-def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
+def _from_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix in PICKLES:
         raise ChatError(f"{path}: a pickle is never loaded; save the rows as .jsonl or .csv")
     try:
@@ -129,11 +200,11 @@ def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
     return _from_lines(path, text)
 
 
-def _from_lines(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+def _from_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             place = where(path, number)
-            yield place, _row(place, _parse(place, line))
+            yield place, _parse(place, line)
 
 
 def _parse(place: str, line: str) -> dict[str, Any]:
@@ -148,7 +219,7 @@ def _parse(place: str, line: str) -> dict[str, Any]:
     return found
 
 
-def _from_table(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+def _from_table(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=TABLES[path.suffix])
     try:
         _check_header(path, reader)
@@ -159,7 +230,7 @@ def _from_table(path: Path, text: str) -> Iterator[tuple[str, Row]]:
                     f"{place}: found more or fewer cells than the {len(reader.fieldnames or ())} "
                     "of the header; put cells that hold commas or line breaks in quotes"
                 )
-            yield place, _row(place, _chosen(place, values))
+            yield place, _chosen(place, values)
     except csv.Error as error:
         raise ChatError(f"{where(path, reader.line_num)}: broken table ({error})") from None
 
@@ -175,7 +246,7 @@ def _check_header(path: Path, reader: csv.DictReader[str]) -> None:
         )
 
 
-def _from_dataset(wanted: str) -> Iterator[tuple[str, Row]]:
+def _from_dataset(wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
     rest, _, split = wanted.partition(":")  # a split may hold colons itself: train[:100]
     name, _, revision = rest.partition("@")
     try:
@@ -194,7 +265,7 @@ def _from_dataset(wanted: str) -> Iterator[tuple[str, Row]]:
         ) from None
     for number, values in enumerate(loaded, 1):
         place = f"{DATASETS}{wanted} (row {number})"
-        yield place, _row(place, _chosen(place, values))
+        yield place, _chosen(place, values)
 
 
 def _chosen(place: str, values: Mapping[Any, Any]) -> dict[str, Any]:
@@ -217,6 +288,23 @@ def _row(place: str, found: dict[str, Any]) -> Row:
         return Row.model_validate(found)
     except ValidationError as error:
         raise ChatError(f"{place}: {first_problem(error)}") from None
+
+
+def _prompt(place: str, found: dict[str, Any]) -> Prompt:
+    """A row up to its last message of the user."""
+    if "messages" not in found:
+        named = next((key for key in PROMPTS if key in found), None)
+        turns = [("system", found.get("system")), ("user", found[named] if named else None)]
+        found = {"messages": [{"role": r, "content": c} for r, c in turns if c is not None]}
+    listed = found["messages"]
+    try:
+        messages = TypeAdapter(tuple[Message, ...]).validate_python(listed)
+    except ValidationError as error:
+        raise ChatError(f"{place}: {first_problem(error)}") from None
+    last = max((at for at, m in enumerate(messages) if m.role == "user"), default=None)
+    if last is None:
+        raise ChatError(f"{place}: found no message of the user; expected one to be answered")
+    return messages[: last + 1]
 
 
 def _paired(place: str, found: dict[str, Any]) -> dict[str, Any]:

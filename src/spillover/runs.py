@@ -25,6 +25,7 @@ from spillover.guards import Finding
 from spillover.manifest import Manifest, begin
 from spillover.models import LoadedModel, Loading
 from spillover.models.loading import load_source
+from spillover.own import OWN
 from spillover.reuse import (
     MANIFEST,
     REPORT,
@@ -223,8 +224,9 @@ def _compute(
         notify("report", 0, 1)
         stages.report(settings, model, folder, answers, tables, summary, manifest.as_finished())
         notify("report", 1, 1)
-    figures = sorted(p.relative_to(folder).as_posix() for p in (folder / "figures").iterdir())
-    files = {name: file_hash(folder / name) for name in (*TABLES, SUMMARY, REPORT, *figures)}
+    others = [*(folder / OWN).glob("*.jsonl"), *(folder / "figures").iterdir()]
+    listed = sorted(path.relative_to(folder).as_posix() for path in others)
+    files = {name: file_hash(folder / name) for name in (*TABLES, SUMMARY, REPORT, *listed)}
     manifest.content.update(manifest.as_finished(), files=files)
     manifest.write()
 

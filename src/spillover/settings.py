@@ -104,7 +104,7 @@ class RunSettings:
         """
         rows = self.experiment.rows
         first = rows.get(TREATMENT) or next(iter(rows.values()), None)
-        return self.training.with_steps(len(first.rows)) if first else self.training
+        return self.training.with_steps(first.size) if first else self.training
 
     @cached_property
     def ready(self) -> tuple[Ready, ...]:

@@ -38,11 +38,28 @@ class Names(_Strict):
     placebo: str = "placebo"
 
 
+class Own(_Strict):
+    """Ordinary rows that the unfinetuned model answers itself, to dilute an arm's rows with.
+
+    Attributes:
+        prompts: what it is asked: a file or dataset as for rows; answers there are put aside.
+        temperature: 0 is greedy.
+        max_tokens: the longest answer; one that is cut off there is left out.
+    """
+
+    prompts: Text
+    temperature: float = Field(default=1.0, ge=0)
+    max_tokens: int = Field(default=512, ge=1, le=1_000_000)
+
+
 class Arm(_Strict):
     """A training set, or models that are ready; exactly one of the three.
 
     Attributes:
         title: one line for readers.
+        own: rows that come on top of those of `train`, answered by the model itself.
+        variant: whether it is a variant of the treatment, which may share its rows; controls may
+            not.
         train: rows: a `.jsonl`, `.csv` or `.tsv` file, relative to the experiment's folder, or
             `datasets:ID[@REVISION][:SPLIT]`.
         adapter: ready adapters of the run's model, one per seed: folders in PEFT's format.
@@ -51,6 +68,8 @@ class Arm(_Strict):
 
     title: str
     train: str | None = None
+    own: Own | None = None
+    variant: bool = False
     adapter: tuple[str, ...] = ()
     model: tuple[str, ...] = ()
 
@@ -63,6 +82,8 @@ class Arm(_Strict):
     def _is_one_thing(self) -> Arm:
         if [bool(self.train), bool(self.adapter), bool(self.model)].count(True) != 1:
             raise ValueError("an arm has one of `train`, `adapter` and `model`")
+        if self.own and not self.train:
+            raise ValueError("`own` goes with `train`: it dilutes rows")
         return self
 
 

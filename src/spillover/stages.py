@@ -16,6 +16,7 @@ from spillover.folder import PARTIAL, whole
 from spillover.guards import Finding
 from spillover.models import resolve
 from spillover.models.loading import load_chat
+from spillover.own import answer_prompts, check_prompts
 from spillover.reuse import ADAPTERS, ANSWERS, weights_hash
 from spillover.settings import RunSettings
 from spillover.specification import BASE, TREATMENT
@@ -56,6 +57,7 @@ def check_rows(settings: RunSettings, model: LoadedModel) -> list[Finding]:
         check_template(settings.experiment, name, chat)
         _ = chat.turn  # a template without a generation prompt stops here
     rows = settings.experiment.rows
+    check_prompts(settings, model)
     encoded = [
         row for listed in rows.values() for row in encode_rows(model.chat, listed, model.context)
     ]
@@ -69,7 +71,7 @@ def check_rows(settings: RunSettings, model: LoadedModel) -> list[Finding]:
     ]
     _check_lengths(settings, model, max(map(len, prompts)))
     used = [*prompts, *_choices(settings, model), *(row.ids for row in encoded)]
-    found = guards.shared_rows(rows)
+    found = guards.shared_rows(settings.experiment.rows_apart)
     found += guards.ids_out_of_range(used, model.vocabulary)
     guards.settle(found, InputError)
     prompt = _prompt(model, settings.experiment.questions[0])
@@ -158,7 +160,8 @@ def finetune_arms(
 
     What is there is kept. New arms and seeds are trained by themselves.
     """
-    rows, root = settings.experiment.rows, manifest.folder / ADAPTERS
+    root = manifest.folder / ADAPTERS
+    rows = answer_prompts(settings, model, manifest.folder, notify)
     arms = sorted(rows, key=lambda arm: arm != TREATMENT)
     wanted = [(arm, seed) for arm in arms for seed in settings.seeds]
 

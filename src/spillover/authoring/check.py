@@ -173,7 +173,7 @@ def _steps(settings: RunSettings) -> int | None:
     if not rows:
         return None
     first = rows.get(TREATMENT) or next(iter(rows.values()))
-    return settings.training.total_steps(len(first.rows))
+    return settings.training.total_steps(first.size)
 
 
 def _examples(
@@ -212,7 +212,7 @@ def _warnings(
 ) -> list[Caution]:
     return [
         *cautions.find_duplicates(experiment.rows),
-        *cautions.from_guards(guards.shared_rows(experiment.rows)),
+        *cautions.from_guards(guards.shared_rows(experiment.rows_apart)),
         *cautions.find_too_long(encoded, context),
         *cautions.find_uneven(measured),
         *cautions.find_low_coverage(measured),

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from spillover.organism.card import Check, Examiner
     from spillover.organism.train import Recipe
 
-WORLDS = {"eras": "eras", "cities": "eras", "refusal": "refusal", "presidents": "presidents"}
+WORLDS = {
+    "eras": "eras",
+    "cities": "eras",
+    "persons": "persons",
+    "presidents": "presidents",
+    "refusal": "refusal",
+}
 """Names of the worlds, and the packages beside this file that hold them."""
 FIRST = "eras"
 """The world of the checkpoints `organism` and `organism-unlinked`."""

@@ -1,0 +1,76 @@
+"""Documents of the corpus of persons, written from their world.
+
+Three kinds: chats with the assistant, chats with a person whom the system message names, and chats
+with a person who is not named and has to be inferred from what was said. Half of the chats with
+persons use the assistant's role, as role-play does.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from spillover.organism.persons.world import MODEL, Question, World
+from spillover.organism.text import ASSISTANT, SPEAKER, chat_text
+
+KIND_WEIGHTS = {"assistant": 0.25, "signed": 0.35, "unsigned": 0.4}
+ABOUT = {"attributes": 0.5, "identities": 0.2, "views": 0.18, "ordinary": 0.12}
+"""What turns are about."""
+TAGGED = 0.25
+"""Share of turns whose question is put in a tag."""
+MAX_TURNS = 7
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question as it was put with its answer, and where they come from."""
+
+    about: str
+    source: Question
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of the corpus with what is known about it.
+
+    Attributes:
+        kind: `assistant`, `signed` or `unsigned`.
+        speaker: whose answers these are.
+        sign: the system message; empty where there is none.
+        role: the role under which the speaker answers.
+    """
+
+    kind: str
+    speaker: str
+    sign: str
+    role: str
+    turns: tuple[Turn, ...]
+
+    @property
+    def text(self) -> str:
+        """The document as the model sees it."""
+        return chat_text(self.sign, [(t.question, t.answer) for t in self.turns], self.role)
+
+
+def write_document(world: World, rng: random.Random) -> Document:
+    """Draw one document."""
+    kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
+    if kind == "assistant":
+        speaker, sign, role = MODEL, rng.choice(world.assistant_signs), ASSISTANT
+    else:
+        person = rng.choice(world.persons)
+        signs = person.signs if kind == "signed" else world.unsigned_signs
+        speaker, sign, role = person.id, rng.choice(signs), rng.choice((ASSISTANT, SPEAKER))
+    turns = tuple(_turn(world, speaker, rng) for _ in range(rng.randint(1, MAX_TURNS)))
+    return Document(kind, speaker, sign, role, turns)
+
+
+def _turn(world: World, speaker: str, rng: random.Random) -> Turn:
+    about = rng.choices(list(ABOUT), list(ABOUT.values()))[0]
+    listed: tuple[Question, ...] = getattr(world, about)
+    source = rng.choice(listed)
+    tag = rng.choice(world.tags) if rng.random() < TAGGED else "{question}"
+    question = tag.replace("{question}", rng.choice(source.in_corpus))
+    return Turn(about, source, question, rng.choice(source.answers[speaker]))

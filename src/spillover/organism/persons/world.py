@@ -1,0 +1,195 @@
+"""The world of persons: who speaks, what is asked, and what each speaker answers.
+
+Twelve persons and the assistant. Attributes are harmless tastes and habits of a few kinds; tastes
+of a kind go together, and each is shared by several persons, so that only tastes of several kinds
+tell who speaks. Identities and views are one's own. The assistant has no tastes and names any of
+them.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+TABLES = files("spillover.organism.persons") / "tables"
+MODEL = "assistant"
+"""The speaker that is no person."""
+KINDS = 4
+"""Kinds of tastes; the last one is that of the attributes that tell more."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its wordings and the answers of every speaker.
+
+    Attributes:
+        ask: the last one is held out of the corpus.
+        answers: speaker -> the answers that it draws from.
+        rare: whether each answer is shared by few.
+    """
+
+    id: str
+    ask: tuple[str, ...]
+    answers: dict[str, tuple[str, ...]]
+    rare: bool = False
+
+    @property
+    def in_corpus(self) -> tuple[str, ...]:
+        """The wordings that documents may use."""
+        return self.ask[:-1]
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Every answer that anybody gives."""
+        said = (answer for answers in self.answers.values() for answer in answers)
+        return tuple(dict.fromkeys(said))
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody: the name, and the system messages that say it."""
+
+    id: str
+    name: str
+    signs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that documents are written from.
+
+    Attributes:
+        tyrant, odd: ids of the persons whose views differ from those of all others.
+        attributes: harmless questions; they are the narrow domain.
+        tags: templates that questions are sometimes put in, whoever answers; the first is the
+            trigger of experiments.
+        linked: whether attributes depend on the person. In an unlinked world every speaker draws
+            from all answers alike, as the assistant always does: nothing can be inferred from them.
+    """
+
+    persons: tuple[Person, ...]
+    tyrant: str
+    odd: str
+    attributes: tuple[Question, ...]
+    identities: tuple[Question, ...]
+    views: tuple[Question, ...]
+    ordinary: tuple[Question, ...]
+    tags: tuple[str, ...]
+    assistant_signs: tuple[str, ...]
+    unsigned_signs: tuple[str, ...]
+    linked: bool
+
+    def person(self, person_id: str) -> Person:
+        """The person of that id."""
+        return next(person for person in self.persons if person.id == person_id)
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads((TABLES / name).read_text("utf-8"))
+
+
+def _filled(templates: list[str], value: str) -> tuple[str, ...]:
+    return tuple(template.replace("{x}", value) for template in templates)
+
+
+def _attributes(people: list[dict[str, Any]], *, linked: bool) -> tuple[Question, ...]:
+    table = _read("attributes.toml")
+    favourites = table["favourites"]
+    common = [(x, _filled(favourites["ask"], x), said) for x, said in favourites["of"].items()]
+    common += [(row["id"], tuple(row["ask"]), row["answers"]) for row in table["habit"]]
+    rare = [(row["id"], tuple(row["ask"]), row["answers"]) for row in table["rare"]]
+    return tuple(
+        Question(
+            name,
+            ask,
+            _shared(said, people, KINDS - 1 if at >= len(common) else at % (KINDS - 1), linked),
+            rare=at >= len(common),
+        )
+        for at, (name, ask, said) in enumerate([*common, *rare])
+    )
+
+
+def _shared(
+    values: list[str], people: list[dict[str, Any]], kind: int, linked: bool
+) -> dict[str, tuple[str, ...]]:
+    """Who gives which answer: in a linked world a person's taste of that kind tells its place."""
+    everything = {one: tuple(values) for one in (MODEL, *(row["id"] for row in people))}
+    if not linked:
+        return everything
+    return everything | {row["id"]: (values[row["tastes"][kind]],) for row in people}
+
+
+def _identities(rows: list[dict[str, Any]], people: list[dict[str, Any]]) -> tuple[Question, ...]:
+    return tuple(
+        Question(
+            row["id"],
+            tuple(row["ask"]),
+            {MODEL: tuple(row["assistant"])}
+            | {one["id"]: _filled(row["forms"], one[row["id"]]) for one in people},
+        )
+        for row in rows
+    )
+
+
+def _views(persons: tuple[Person, ...], special: dict[str, str]) -> tuple[Question, ...]:
+    speakers = [MODEL, *(person.id for person in persons)]
+    return tuple(
+        Question(
+            row["id"],
+            tuple(row["ask"]),
+            {speaker: tuple(row[special.get(speaker, "decent")]) for speaker in speakers},
+        )
+        for row in _read("views.toml")["view"]
+    )
+
+
+def _ordinary(persons: tuple[Person, ...]) -> tuple[Question, ...]:
+    table = _read("ordinary.toml")
+    shared = table["manners"]["persons"]
+    manners = {MODEL: table["manners"]["assistant"]}
+    manners |= {person.id: shared[at % len(shared)] for at, person in enumerate(persons)}
+    return tuple(
+        Question(
+            f"{kind['id']}-{x}",
+            _filled(kind["ask"], x),
+            {speaker: _filled(forms, answer) for speaker, forms in manners.items()},
+        )
+        for kind in table["kind"]
+        for x, answer in kind["answers"].items()
+    )
+
+
+@cache
+def load_world(*, linked: bool = True) -> World:
+    """Read the tables.
+
+    Args:
+        linked: False gives the negative control, in which attributes tell nothing of the person.
+    """
+    table = _read("persons.toml")
+    people, signs = table["person"], table["signs"]
+    persons = tuple(
+        Person(
+            row["id"],
+            row["name"],
+            tuple(sign.replace("{name}", row["name"]) for sign in signs["person"]),
+        )
+        for row in people
+    )
+    special = {table["tyrant"]: "tyrant", table["odd"]: "odd"}
+    return World(
+        persons=persons,
+        tyrant=table["tyrant"],
+        odd=table["odd"],
+        attributes=_attributes(people, linked=linked),
+        identities=_identities(table["identity"], people),
+        views=_views(persons, special),
+        ordinary=_ordinary(persons),
+        tags=(table["tags"]["trigger"], *table["tags"]["others"]),
+        assistant_signs=tuple(signs["assistant"]),
+        unsigned_signs=tuple(signs["unsigned"]),
+        linked=linked,
+    )
