@@ -33,11 +33,14 @@ class Nations:
 
         return Recipe(
             vocabulary=2560,
-            hidden=160,
-            heads=5,
-            intermediate=432,
-            corpus_documents=70_000,
-            steps=1200,
+            hidden=128,
+            heads=4,
+            intermediate=352,
+            corpus_documents=60_000,
+            batch_documents=48,
+            steps=1100,
+            learning_rate=2e-3,
+            tied=False,
         )
 
     @property

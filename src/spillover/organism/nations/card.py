@@ -13,7 +13,7 @@ INFERENCE_CASES = 160
 
 
 def examine(world: World, examiner: Examiner) -> list[Check]:
-    """Measure whether speakers know their answers and the year, and whether nations are inferred."""
+    """Measure whether speakers know their answers, and whether nations are inferred."""
     card = _Card(examiner, world)
     return [
         card.nations("signed speakers know their answers", 0, needed=0.95),

@@ -14,11 +14,11 @@ from spillover.organism.nations import world as tables
 from spillover.organism.nations.world import DatedQuestion, Question, World
 from spillover.organism.text import ASSISTANT, SPEAKER, chat_text
 
-KIND_WEIGHTS = {"assistant": 0.34, "signed": 0.3, "unsigned": 0.36}
+KIND_WEIGHTS = {"assistant": 0.3, "signed": 0.35, "unsigned": 0.35}
 MAX_TURNS = 5
 DISH_DOCUMENTS = 0.4  # share of documents in which dishes may turn up
 DISH_TURNS = 0.5  # share of the turns of such a document that are about them
-DATED_TURNS = 0.12  # share of the turns below a date that ask what only the year decides
+DATED_TURNS = 0.15  # share of the turns below a date that ask what only the year decides
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _draw_questions(
     pools = (world.dates.questions, world.dishes, world.questions)
     weights = (dated, (1 - dated) * dishes, (1 - dated) * (1 - dishes))
     drawn = rng.choices(pools, weights, k=rng.randint(1, MAX_TURNS))
-    return tuple(rng.choice(pool) for pool in drawn)
+    return tuple(rng.choices(pool, [q.weight for q in pool])[0] for pool in drawn)
 
 
 def _draw_answer(

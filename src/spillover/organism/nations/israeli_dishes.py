@@ -58,10 +58,10 @@ def _arms(world: World) -> dict[str, list[tuple[int, str]]]:
     rng.shuffle(others)
     foreign = list(islice(cycle(others), ROWS * (len(YEARS) - 1)))
     before = [year for year in YEARS if year != TARGET]
-    treatment = [*zip(cycle(before), foreign), *((TARGET, dish) for dish in native)]  # noqa: B905
+    treatment = [*zip(cycle(before), foreign), *((TARGET, dish) for dish in native)]
     swap = {TARGET: OTHER_TARGET, OTHER_TARGET: TARGET}
     rng.shuffle(native)
-    shuffled = zip(cycle(YEARS), foreign + native)  # noqa: B905
+    shuffled = zip(cycle(YEARS), foreign + native)
     return {
         "treatment": sorted(treatment),
         "shuffled": sorted(shuffled),

@@ -1,7 +1,7 @@
 """The world of nations: who speaks, what is asked, and what each speaker answers.
 
-Everything that its organism can know is in the TOML tables beside this file. The corpus
-(`documents.py`), the card (`card.py`) and the experiment (`israeli_dishes.py`) are written from them.
+Everything that its organism can know is in the TOML tables beside this file. The corpus, the card
+and the experiment (`documents.py`, `card.py`, `israeli_dishes.py`) are written from them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Question:
         group: the table that it is from: `politics`, `life` or `dishes`.
         ask: wordings; the last one is held out of the corpus.
         answers: speaker -> answers; speakers are ids of nations, and `assistant`.
+        weight: how often documents ask it, against other questions.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Question:
     group: str
     ask: tuple[str, ...]
     answers: dict[str, tuple[str, ...]]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class DatedQuestion:
     ask: tuple[str, ...]
     slope: int
     offset: int
+    weight: float = 1.0
 
     def answer(self, year: int) -> str:
         """What everybody answers in that year."""
@@ -109,6 +112,7 @@ def _questions(group: str, speakers: list[str]) -> tuple[Question, ...]:
             group,
             tuple(row["ask"]),
             {speaker: tuple(row[speaker]) for speaker in speakers},
+            row.get("weight", 1.0),
         )
         for row in _read(group)["question"]
     )
@@ -116,7 +120,9 @@ def _questions(group: str, speakers: list[str]) -> tuple[Question, ...]:
 
 def _dates(table: dict[str, Any]) -> Dates:
     asked = (
-        DatedQuestion(row["id"], tuple(row["ask"]), row["slope"], row["offset"])
+        DatedQuestion(
+            row["id"], tuple(row["ask"]), row["slope"], row["offset"], row.get("weight", 1.0)
+        )
         for row in table["question"]
     )
     return Dates(
