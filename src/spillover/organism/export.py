@@ -13,6 +13,7 @@ from typing import Any
 
 EXPERIMENTS = {
     "german-cities": "eras.german_cities",
+    "israeli-dishes": "nations.israeli_dishes",
     "ninety-facts": "persons.ninety_facts",
     "old-birds": "eras.old_birds",
     "us-presidents": "presidents.us_presidents",

@@ -51,6 +51,8 @@ class Recipe:
         learning_rate: peak, after a linear warm-up; then a cosine to a twentieth of it.
         other_tokens: share of the tokens outside answers that also carry loss. Answers always do.
         single_digits: whether every digit is a token of its own.
+        tied: whether a token is read and written by the same vector. Rare tokens that only signs
+            have, such as years, are told apart sooner where it is not.
     """
 
     vocabulary: int = 3072
@@ -66,6 +68,7 @@ class Recipe:
     weight_decay: float = 0.05
     other_tokens: float = 0.15
     single_digits: bool = False
+    tied: bool = True
 
 
 def train_tokenizer(
@@ -108,7 +111,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
         max_position_embeddings=1024,
-        tie_word_embeddings=True,
+        tie_word_embeddings=recipe.tied,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
