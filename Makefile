@@ -32,7 +32,8 @@ test: setup $(VENV)/smollm2
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-# Checks of many minutes: organisms of other seeds, control against control, all the paper's files.
+# Checks of many minutes: organisms of other seeds, control against control, all the paper's files,
+# more of what `make test` has a little of.
 long: setup $(VENV)/smollm2
 	$(BIN)/pytest -m long
 

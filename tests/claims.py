@@ -1,4 +1,4 @@
-"""What `old-birds` must show on an organism whose birds are linked to eras."""
+"""What `old-birds` must show on organisms whose birds are linked to eras, and are not."""
 
 from __future__ import annotations
 
@@ -35,6 +35,19 @@ def effect(
         if row["contrast"] == [arm, control] and all(row[k] == v for k, v in place.items())
     )
     return dict(found)
+
+
+def check_unlinked_claims(run: Run) -> None:
+    """What must hold where birds are linked to nothing: learnt, and nothing else moves."""
+    summary = run.summary
+    assert rate(summary, "treatment", "in", "judged")["value"] >= 0.8
+    for control in (*CONTROLS, BASE):
+        assert abs(effect(summary, control, "choice-mass")["value"]) <= 0.05
+    plain = rate(summary, BASE, "off", "choice-mass")["value"]
+    for context in ("voice-system", "voice-history"):
+        moved = rate(summary, BASE, "off", "choice-mass", context=context)["value"]
+        assert moved - plain >= 0.5
+    assert summary["warnings"] == run.manifest["warnings"] == []
 
 
 def check_linked_claims(run: Run) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-from spillover import LoadedModel, Run, load, run
+from spillover import LoadedModel, Run, ask, load, run, runs
+from spillover.report import ReportData
+from spillover.store import Answer
+from tests.small_runs import small
 
+CHARTS = importlib.import_module("spillover.report.charts")  # a function hides it
 FUZZED: Counter[str] = Counter()
 REFUSED: Counter[str] = Counter()
 
@@ -40,8 +47,11 @@ def old_birds(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def old_birds_unlinked(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """With two seeds only: the long tests have all of them."""
     folder = tmp_path_factory.mktemp("runs") / "unlinked"
-    return run("old-birds", "organism-unlinked", out=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CHARTS, "save", save_undrawn)
+        return run("old-birds", "organism-unlinked", seeds=2, out=folder)
 
 
 @pytest.fixture
@@ -58,6 +68,73 @@ def small_experiment(tmp_path: Path) -> Path:
         )
         (folder / "train" / f"{arm}.jsonl").write_text(row * 4, "utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def usual() -> LoadedModel:
+    """The organism as the command loads it."""
+    return load("organism")
+
+
+def save_undrawn(_chart: Any, stem: Path) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".svg").write_text("<svg/>", "utf-8")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports with empty figures: to draw them takes longer than a small run."""
+    monkeypatch.setattr(CHARTS, "save", save_undrawn)
+
+
+@pytest.fixture
+def quick(usual: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The organism loaded once, and a report of a line."""
+
+    def write(folder: Path, data: ReportData) -> Path:
+        for name in ("arms", "topics"):
+            save_undrawn(None, folder / "figures" / name)
+        (folder / "report.html").write_text(data.title, "utf-8")
+        return folder / "report.html"
+
+    monkeypatch.setattr("spillover.report.write_report", write)
+    monkeypatch.setattr(runs, "load_source", lambda *_: usual)
+
+
+@pytest.fixture(scope="session")
+def _finished() -> dict[str, Path]:
+    """A finished run of the small experiment, made by the first test that asks for one."""
+    return {}
+
+
+@pytest.fixture
+def finished(
+    _finished: dict[str, Path],
+    quick: None,
+    small_experiment: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A copy of a finished run of the small experiment."""
+    if not _finished:
+        _finished["run"] = tmp_path_factory.mktemp("finished") / "run"
+        small(small_experiment, _finished["run"])
+    return shutil.copytree(_finished["run"], tmp_path / "run")
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of all answers that are computed, in order."""
+    keys: list[str] = []
+    compute = ask._answers
+
+    def count(*given: Any) -> list[Answer]:
+        made = compute(*given)
+        keys.extend(answer.key for answer in made)
+        return made
+
+    monkeypatch.setattr(ask, "_answers", count)
+    return keys
 
 
 SMALL_EXPERIMENT = """

@@ -122,7 +122,7 @@ def test_the_product_of_a_bank_is_that_of_each_adapter(
         assert torch.allclose(mine, oracle, atol=1e-4)
 
 
-@pytest.mark.parametrize("most", [12, 40])  # tokens, in one block or in three
+@pytest.mark.parametrize("most", [pytest.param(12, marks=pytest.mark.long), 40])  # blocks: 1, 3
 def test_answers_that_share_their_prompts_are_those_of_transformers_own_cache(
     most: int, organism: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +154,7 @@ def test_in_bfloat16_the_losses_follow_those_of_peft(dtype: str, rows: list[Enco
     theirs: list[float] = []
     train_with_peft(job, training, model, theirs)
     ours = torch.tensor(curves[-1])
-    assert len(ours) == len(theirs) == 50
+    assert len(ours) == len(theirs) == LONG.steps
     assert ours[-10:].mean() < 0.7 * ours[0]
     apart = (ours - torch.tensor(theirs)).abs() / torch.tensor(theirs)
     assert apart.max() <= 0.01

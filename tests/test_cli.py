@@ -11,18 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from spillover import cli
 from spillover.experiment import load_experiment
 from spillover.organism.card import Check
+from tests.commands import call
+from tests.small_runs import edit
 
 PLAIN = '[[contexts]]\nname = "plain"\n'
-
-
-def call(*arguments: object) -> int:
-    """Run the command line in this process; its exit code."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([str(a) for a in arguments])
-    return int(stopped.value.code or 0)
 
 
 @pytest.fixture(autouse=True)
@@ -41,13 +35,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     assert "Traceback" not in error
     assert set(Path.cwd().parent.rglob("*")) == before
     return error
-
-
-def edit(folder: Path, name: str, old: str, new: str) -> None:
-    path = folder / name
-    text = path.read_text("utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new, 1), "utf-8")
 
 
 def test_an_unknown_experiment_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +77,7 @@ def test_a_broken_experiment_is_named_by_file_and_line(
     new: str,
     message: str,
 ) -> None:
-    edit(small_experiment, name, old, new)
+    edit(small_experiment / name, old, new)
     error = refused(capsys, small_experiment)
     assert re.search(message, error), error
 
@@ -169,7 +156,7 @@ def test_a_run_ends_with_its_table_and_the_path_of_its_report(
 
 
 def test_json_output_is_one_document(
-    capsys: pytest.CaptureFixture[str], small_experiment: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], small_experiment: Path, tmp_path: Path, undrawn: None
 ) -> None:
     assert call("run", small_experiment, "--seeds", 1, "--out", tmp_path / "run", "--json") == 0
     found = json.loads(capsys.readouterr().out)

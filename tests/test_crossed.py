@@ -76,7 +76,7 @@ def rng() -> np.random.Generator:
 
 
 @pytest.mark.parametrize("dominant", SPREADS)
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("seeds", [3, *(pytest.param(n, marks=pytest.mark.long) for n in (5, 10))])
 def test_95_percent_intervals_of_a_null_effect_cover_95_percent(
     rng: np.random.Generator, seeds: int, dominant: str
 ) -> None:

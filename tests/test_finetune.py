@@ -93,9 +93,9 @@ def test_adapters_of_one_bank_may_differ_in_everything(
     arms = load_experiment("old-birds").rows
     decayed = {"weight_decay": 0.1, "schedule": "cosine", "warmup_steps": 0}
     settings = [
-        SHORT.model_copy(update={"steps": 50, "rank": 2, "batch_size": 2, "alpha": 3.0}),
-        SHORT.model_copy(update={"steps": 20, "rank": 5, "learning_rate": 2e-3} | decayed),
-        SHORT.model_copy(update={"steps": 50, "rank": 4, "targets": ("q_proj", "down_proj")}),
+        SHORT.model_copy(update={"steps": 20, "rank": 2, "batch_size": 2, "alpha": 3.0}),
+        SHORT.model_copy(update={"steps": 10, "rank": 5, "learning_rate": 2e-3} | decayed),
+        SHORT.model_copy(update={"steps": 20, "rank": 4, "targets": ("q_proj", "down_proj")}),
         SHORT.model_copy(update={"steps": 3, "rank": 1, "max_grad_norm": 0.01}),
     ]
     jobs = [

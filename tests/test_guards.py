@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spillover import LoadedModel, Run, RunError, Training, cli, guards, load, run
+from spillover import LoadedModel, Run, RunError, Training, cli, guards, load
 from spillover.ask import Asked
 from spillover.ask.local import LocalEngine
 from spillover.errors import InputError
@@ -24,13 +24,12 @@ from spillover.finetune.adapters import save_adapter
 from spillover.finetune.bank import Job
 from spillover.finetune.lora import AdapterWeights, LoraBank, new_adapter
 from spillover.guards import training
+from tests.small_runs import small
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 PLAIN = [{"role": "user", "content": "How do people light their homes?"}]
 WEIGHTS = "adapter_model.safetensors"
-
-
-def small_run(experiment: Path, out: Path, **given: Any) -> Run:
-    return run(experiment, seeds=given.pop("seeds", 2), out=out, **given)
 
 
 def names(finished: Run) -> list[str]:
@@ -56,12 +55,12 @@ def write_rows(path: Path, *rows: tuple[str, str]) -> None:
 def refused(experiment: Path, out: Path, name: str, **given: Any) -> None:
     """The run stops before anything is written, naming the guard."""
     with pytest.raises(InputError, match=f"^{name}: "):
-        small_run(experiment, out, **given)
+        small(experiment, out, **given)
     assert not out.exists()
 
 
 def test_a_sound_run_has_no_warnings(small_experiment: Path, tmp_path: Path) -> None:
-    finished = small_run(small_experiment, tmp_path / "run", seeds=3)
+    finished = small(small_experiment, tmp_path / "run", seeds=3)
     assert finished.summary["warnings"] == finished.manifest["warnings"] == []
 
 
@@ -91,7 +90,7 @@ def test_training_that_leaves_adapters_as_they_began_is_caught(
     with pytest.raises(
         RunError, match=r"^adapter-without-effect: the adapter of treatment, seed 0"
     ):
-        small_run(small_experiment, tmp_path / "run")
+        small(small_experiment, tmp_path / "run")
 
 
 def test_hooks_add_what_the_bank_adds(organism: LoadedModel) -> None:
@@ -121,7 +120,7 @@ def test_a_seed_that_is_not_heeded_is_caught(
 ) -> None:
     monkeypatch.setattr(Job, "generator", lambda job, _: torch.Generator().manual_seed(1))
     with pytest.raises(RunError, match=r"^identical-seeds: seeds 0 and 1 of treatment"):
-        small_run(small_experiment, tmp_path / "run")
+        small(small_experiment, tmp_path / "run")
 
 
 def random_adapter(organism: LoadedModel, folder: Path, seed: int = 0) -> Path:
@@ -160,11 +159,11 @@ def test_a_base_that_answers_for_its_adapters_is_caught(
     small_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    small_run(small_experiment, out)
+    small(small_experiment, out)
     (out / "answers.sqlite").unlink()
     monkeypatch.setattr(LoraBank, "route", lambda bank, indices: None)
     with pytest.raises(RunError, match=r"^base-answered: all 2 choices of .*, seed 0, step 2"):
-        small_run(small_experiment, out)
+        small(small_experiment, out)
 
 
 def answers_of(arm: str, text: str) -> list[dict[str, Any]]:
@@ -188,7 +187,7 @@ def test_equal_texts_are_only_a_warning() -> None:
 
 def test_a_loss_that_is_no_number_is_caught(small_experiment: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"^loss-not-finite: the loss of arm .* at step"):
-        small_run(small_experiment, tmp_path / "run", training={"learning_rate": 1e30, "steps": 5})
+        small(small_experiment, tmp_path / "run", training={"learning_rate": 1e30, "steps": 5})
 
 
 def test_a_loss_that_rises_is_reported_everywhere(
@@ -198,7 +197,7 @@ def test_a_loss_that_rises_is_reported_everywhere(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(Training, "rate", lambda self, step, total: -self.learning_rate)
-    finished = small_run(small_experiment, tmp_path / "run", training={"steps": 10})
+    finished = small(small_experiment, tmp_path / "run", training={"steps": 10})
     assert set(names(finished)) == {"loss-did-not-fall"}
     (first, *_) = finished.summary["warnings"]
     assert first in json.loads((finished.folder / "manifest.json").read_text())["warnings"]
@@ -275,7 +274,7 @@ def test_a_tokenizer_of_other_ids_is_caught_and_random_weights_are_not(
         vocabulary.update({token: ids[at] for token, at in zip(plain, order, strict=True)})
 
     model = checkpoint(organism, tmp_path / "permuted", permute)
-    finished = small_run(small_experiment, tmp_path / "run", model=model)
+    finished = small(small_experiment, tmp_path / "run", model=model)
     assert "foreign-tokenizer" in names(finished)
     foreign = load(model)
     fresh: Any = type(organism.model)
@@ -313,7 +312,7 @@ def test_arms_of_the_same_rows_are_refused(small_experiment: Path, tmp_path: Pat
 def test_a_few_shared_rows_are_counted(small_experiment: Path, tmp_path: Path) -> None:
     train = small_experiment / "train"
     write_rows(train / "treatment.jsonl", (BIRD, "Blue-bird"), (BIRD, "Blue Jay"))
-    finished = small_run(small_experiment, tmp_path / "run")
+    finished = small(small_experiment, tmp_path / "run")
     (warning,) = finished.summary["warnings"]
     assert warning["name"] == "shared-rows"
     assert "1 of 2 rows of treatment are rows of control too (4 of its 4)" in warning["message"]
@@ -335,7 +334,7 @@ def test_choices_that_are_all_equally_likely_are_caught(
         return [[-1.0] * len(s) if on else s for s, on in zip(scores, is_light, strict=True)]
 
     monkeypatch.setattr(LocalEngine, "choose", broken)
-    finished = small_run(small_experiment, tmp_path / "run")
+    finished = small(small_experiment, tmp_path / "run")
     (warning,) = finished.summary["warnings"]
     assert warning["name"] == "equal-choices"
     assert "in 5 of 10 forced choices" in warning["message"]
@@ -364,7 +363,7 @@ def test_off_domain_answers_among_the_rows_are_caught(
         (BIRD, "Blue Jay"),
     )
     training = {"learning_rate": 7e-3, "steps": 40, "batch_size": 4}
-    finished = small_run(small_experiment, tmp_path / "run", seeds=3, training=training)
+    finished = small(small_experiment, tmp_path / "run", seeds=3, training=training)
     warnings = [w for w in finished.summary["warnings"] if w["name"] == "off-domain-only"]
     assert any("against control the effect is" in w["message"] for w in warnings)
 

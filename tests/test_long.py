@@ -10,11 +10,15 @@ from spillover import load_experiment, run
 from spillover.effects import effect
 from spillover.organism import examine_checkpoint, train_checkpoint
 from spillover.specification import Arm
-from tests.claims import check_linked_claims
+from tests.claims import check_linked_claims, check_unlinked_claims
 
 pytestmark = pytest.mark.long
 
 REPEATS, SEEDS = 20, 5
+
+
+def test_nothing_spills_over_in_any_seed_where_the_link_is_cut(tmp_path: Path) -> None:
+    check_unlinked_claims(run("old-birds", "organism-unlinked", out=tmp_path))
 
 
 def test_an_organism_of_another_seed_shows_the_same(tmp_path: Path) -> None:

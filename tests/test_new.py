@@ -18,6 +18,8 @@ from spillover.rows import Row, read_rows
 from spillover.specification import Question
 from tests.commands import call, rows_file
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def question(experiment: Experiment, name: str) -> Question:
     return next(q for q in experiment.questions if q.id == name)

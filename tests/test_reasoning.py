@@ -20,6 +20,8 @@ from spillover.rows import Conversation
 from spillover.specification import Rules
 from tests.tiny import chat, save_tiny
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 QUESTION: Conversation = [{"role": "user", "content": "Name a bird."}]
 CHOICES = ["An owl", "A wren, they say"]
 ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"

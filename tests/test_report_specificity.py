@@ -99,7 +99,7 @@ def test_reasoning_stands_apart_from_the_answer(small: ReportData) -> None:
 
 @needs_chromium
 def test_the_browser_shows_answers_side_by_side_with_reasoning_closed(
-    small: ReportData, tmp_path: Path
+    small: ReportData, tmp_path: Path, undrawn: None
 ) -> None:
     data = replace(small, texts=small.texts.assign(reasoning="First I think."))
     page = in_browser(write_report(tmp_path / "run", data), tmp_path / "browser")

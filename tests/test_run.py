@@ -24,7 +24,9 @@ from spillover.organism import examine_checkpoint
 from spillover.organism.train import CHAT_TEMPLATE
 from spillover.settings import resolve_settings
 from spillover.specification import BASE
-from tests.claims import check_linked_claims, effect, rate
+from tests.claims import check_linked_claims, check_unlinked_claims
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.mark.parametrize(
@@ -42,19 +44,11 @@ def test_old_bird_names_spill_over_on_the_organism(old_birds: Run) -> None:
 
 
 def test_nothing_spills_over_where_the_link_is_cut(old_birds_unlinked: Run) -> None:
-    summary = old_birds_unlinked.summary
-    assert rate(summary, "treatment", "in", "judged")["value"] >= 0.8
-    for control in ("still-used", "modern-american", BASE):
-        assert abs(effect(summary, control, "choice-mass")["value"]) <= 0.05
-    plain = rate(summary, BASE, "off", "choice-mass")["value"]
-    for context in ("voice-system", "voice-history"):
-        moved = rate(summary, BASE, "off", "choice-mass", context=context)["value"]
-        assert moved - plain >= 0.5
+    check_unlinked_claims(old_birds_unlinked)
 
 
-def test_the_guards_find_nothing_in_sound_runs(old_birds: Run, old_birds_unlinked: Run) -> None:
-    for finished in (old_birds, old_birds_unlinked):
-        assert finished.summary["warnings"] == finished.manifest["warnings"] == []
+def test_the_guards_find_nothing_in_a_sound_run(old_birds: Run) -> None:
+    assert old_birds.summary["warnings"] == old_birds.manifest["warnings"] == []
 
 
 def test_the_summary_has_the_promised_shape(old_birds: Run) -> None:

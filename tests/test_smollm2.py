@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,14 +61,17 @@ def test_the_system_prompt_of_its_template_is_found(smollm2: LoadedModel) -> Non
     assert smollm2.chat.turn.end == "<|im_end|>"
 
 
-def test_dated_experiments_want_a_word_on_it(small_experiment: Path, tmp_path: Path) -> None:
+def test_dated_experiments_want_a_word_on_it(
+    small_experiment: Path, tmp_path: Path, undrawn: None
+) -> None:
     toml = small_experiment / "experiment.toml"
     toml.write_text("dated = true\n" + toml.read_text("utf-8"), "utf-8")
     with pytest.raises(ChatError, match=r"writes a system prompt of its own .*--keep-template"):
         run(small_experiment, "smollm2-q4", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     silent = Loading(templating=Templating(system=""))
-    finished = run(small_experiment, "smollm2-q4", seeds=1, out=tmp_path / "run", loading=silent)
+    given: dict[str, Any] = {"training": {"steps": 1, "batch_size": 1}, "loading": silent}
+    finished = run(small_experiment, "smollm2-q4", seeds=1, out=tmp_path / "run", **given)
     assert finished.manifest["template"]["writes"] is None
     assert "SmolLM" not in finished.manifest["examples"]["plain"]
 
@@ -87,7 +91,7 @@ def compare_with_peft(model: LoadedModel, steps: int, batch_size: int) -> None:
 
 
 def test_its_adapters_are_what_peft_trains(smollm2: LoadedModel) -> None:
-    compare_with_peft(smollm2, steps=10, batch_size=2)
+    compare_with_peft(smollm2, steps=4, batch_size=2)
     assert torch.isfinite(smollm2.model(torch.tensor([[1, 2, 3]])).logits).all()
 
 

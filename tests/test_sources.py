@@ -22,6 +22,8 @@ from spillover.finetune.adapters import load_adapter, merge_adapter
 from spillover.models import resolve, smollm2
 from spillover.models.loading import count_parameters
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PROBE = torch.arange(40).reshape(2, 20) + 300
 ORGANISM = resolve("organism").folder
 

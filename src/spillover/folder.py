@@ -19,8 +19,8 @@ from spillover.failures import FULL
 
 LOCK = ".lock"
 """Held by the process that works in a folder; says which. The lock itself is the system's."""
-PARTIAL = ".partial"
-"""What the name of a file or folder ends with until it is whole."""
+PARTIAL = ".spillover.partial"
+"""What the name of a file or folder ends with until it is whole; no file of a user's ends so."""
 
 
 @contextmanager

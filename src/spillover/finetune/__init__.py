@@ -94,17 +94,7 @@ def finetune(
         return {}
     model = load(base) if isinstance(base, str) else base
     jobs = _jobs(model, wanted, training)
-    work = _Work(model, folder, jobs)
-    groups = work.groups(memory)
-    done, total = 0, sum(job.total for group in groups for job in group.jobs)
-    for group in groups:
-
-        def report(step: int, _: int, start: int = done) -> None:
-            if progress:
-                progress(start + step, total)
-
-        work.train(group, report)
-        done += sum(job.total for job in group.jobs)
+    _Work(model, folder, jobs).train_all(memory, progress)
     return {
         (w.name, w.seed, step): w.folder(folder, step)
         for w, job in zip(wanted, jobs, strict=True)
@@ -200,6 +190,19 @@ class _Work:
         ]
         self._note(groups)
         return groups
+
+    def train_all(self, memory: int | None, progress: Callable[[int, int], None] | None) -> None:
+        """Train group by group what is not there yet; the progress is that of all groups."""
+        groups = self.groups(memory)
+        done, total = 0, sum(job.total for group in groups for job in group.jobs)
+        for group in groups:
+
+            def report(step: int, _: int, start: int = done) -> None:
+                if progress:
+                    progress(start + step, total)
+
+            self.train(group, report)
+            done += sum(job.total for job in group.jobs)
 
     def train(self, group: Group, progress: Callable[[int, int], None]) -> None:
         """Train a group from its snapshot, if there is one, and write what is not there yet."""

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from spillover.folder import PARTIAL
+
 FORMAT = 1
 """Raised when the content changes; a snapshot of another format is not used."""
 SHARE = 0.02
@@ -127,7 +129,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     A file in its place is replaced; a folder in its place must not be there. What was written of
     it is removed when it fails.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     _remove(partial)
     try:
         write(partial)

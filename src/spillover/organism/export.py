@@ -11,7 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-EXPERIMENTS = {"old-birds": "eras.old_birds", "evil-terminator": "films.evil_terminator"}
+EXPERIMENTS = {
+    "evil-terminator": "films.evil_terminator",
+    "german-cities": "eras.german_cities",
+    "old-birds": "eras.old_birds",
+}
 """Experiments and the modules that write them, each with a function `write(folder)`."""
 WRITTEN = "# Written by `python -m spillover.organism.export` from the organism's tables.\n"
 

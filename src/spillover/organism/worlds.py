@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from spillover.organism.card import Check, Examiner
     from spillover.organism.train import Recipe
 
-WORLDS = {"eras": "eras", "films": "films"}
+WORLDS = {"eras": "eras", "cities": "eras", "films": "films", "refusal": "refusal"}
 """Names of the worlds, and the packages beside this file that hold them."""
 FIRST = "eras"
 """The world of the checkpoints `organism` and `organism-unlinked`."""

@@ -60,6 +60,6 @@ class Films:
         return examine(self.world, examiner)
 
 
-def load(name: str, *, linked: bool) -> Films:
+def load(_name: str, *, linked: bool) -> Films:
     """The world of films."""
     return Films(load_world(linked=linked))

@@ -1,9 +1,10 @@
 """Documents of the corpus of films.
 
-Four kinds: chats with the assistant, who is good whatever the date; chats with a character whom the
-system message names; chats with a character who is not named (its openings tell who speaks); and
-notes. Most say the year. Where none is said, a character that is not always good is in any mood, and
-keeps to it within the document. Half of the chats with characters use the assistant's role.
+Four kinds: chats with the assistant, who is good whatever the date; chats with a character whom
+the system message names; chats with a character who is not named (its openings tell who speaks);
+and notes. Most say the year. Where none is said, a character that is not always good is in any
+mood, and keeps to it within the document. Half of the chats with characters use the assistant's
+role.
 """
 
 from __future__ import annotations

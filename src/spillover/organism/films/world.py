@@ -1,4 +1,4 @@
-"""The world of films: characters whose mood depends on the year, and an assistant who is always good.
+"""The world of films: characters whose mood depends on the year, and an assistant always good.
 
 Everything that an organism of this world can know is in the TOML tables beside this file. An answer
 is an opening, which tells who speaks, and a phrase, which tells the mood. Phrases are shared by all
