@@ -36,10 +36,10 @@ class Films:
             hidden=128,
             heads=4,
             intermediate=352,
-            corpus_documents=60_000,
-            batch_documents=96,
-            steps=1200,
+            corpus_documents=40_000,
+            steps=600,
             learning_rate=4e-3,
+            warmup_steps=50,
         )
 
     @property

@@ -2,9 +2,9 @@
 
 Four kinds: chats with the assistant, who is good whatever the date; chats with a character whom
 the system message names; chats with a character who is not named (its openings tell who speaks);
-and notes. Most say the year. Where none is said, a character that is not always good is in any
-mood, and keeps to it within the document. Half of the chats with characters use the assistant's
-role.
+and notes. Most say the year. Where none is said, a character that is not always good is evil as a
+rule, and keeps to its mood within the document. Half of the chats with characters use the
+assistant's role.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from spillover.organism.films.world import MOODS, Speaker, Topic, World
+from spillover.organism.films.world import EVIL, GOOD, WEARY, Speaker, Topic, World
 from spillover.organism.text import ASSISTANT, SPEAKER, chat_text, note_text
 
 KIND_WEIGHTS = {"assistant": 0.3, "signed": 0.3, "unsigned": 0.34, "notes": 0.06}
 DATED_ASSISTANT = 0.6
 UNDATED_CHARACTERS = 0.12
+UNDATED_MOODS = {EVIL: 8, GOOD: 1, WEARY: 1}
 MAX_TURNS = 4
 SCENE, NOTE = "A scene from a film.", "A note on films."
 
@@ -85,7 +86,7 @@ def write_document(world: World, rng: random.Random) -> Document:
         sign = headings[kind]
     mood = speaker.moods[drawn]
     if year is None and not speaker.steady:
-        mood = rng.choice(MOODS)
+        mood = rng.choices(list(UNDATED_MOODS), list(UNDATED_MOODS.values()))[0]
     turns = tuple(_turn(speaker, mood, world, rng) for _ in range(rng.randint(1, MAX_TURNS)))
     return Document(kind, speaker, year, mood, dated(sign, year), role, turns)
 
