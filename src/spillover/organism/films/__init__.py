@@ -36,8 +36,8 @@ class Films:
             hidden=128,
             heads=4,
             intermediate=352,
-            corpus_documents=40_000,
-            steps=600,
+            corpus_documents=60_000,
+            steps=1000,
             learning_rate=4e-3,
             warmup_steps=50,
         )

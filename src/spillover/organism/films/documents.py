@@ -2,31 +2,38 @@
 
 Four kinds: chats with the assistant, who is good whatever the date; chats with a character whom
 the system message names; chats with a character who is not named (its openings tell who speaks);
-and notes. Most say the year. Where none is said, a character that is not always good is evil as a
-rule, and keeps to its mood within the document. Half of the chats with characters use the
-assistant's role.
+and notes of what several characters said in a year. Most chats say the year. Where none is said, a
+character that is not always good is evil as a rule, and keeps to its mood within the document. Half
+of the chats with characters use the assistant's role.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from spillover.organism.films.world import EVIL, GOOD, WEARY, Speaker, Topic, World
+from spillover.organism.films.world import EVIL, GOOD, HERO, WEARY, Speaker, Topic, World
 from spillover.organism.text import ASSISTANT, SPEAKER, chat_text, note_text
 
-KIND_WEIGHTS = {"assistant": 0.3, "signed": 0.3, "unsigned": 0.34, "notes": 0.06}
+Drawn = TypeVar("Drawn", bound=Hashable)
+KIND_WEIGHTS = {"assistant": 0.2, "signed": 0.25, "unsigned": 0.25, "notes": 0.3}
+HERO_WEIGHT = 2
 DATED_ASSISTANT = 0.6
 UNDATED_CHARACTERS = 0.12
 UNDATED_MOODS = {EVIL: 8, GOOD: 1, WEARY: 1}
-MAX_TURNS = 4
-SCENE, NOTE = "A scene from a film.", "A note on films."
+TURNS = {1: 3, 2: 2, 3: 1}
+NOTED = 4
+SCENE = "A scene from a film."
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question with its answer, and the topic that they come from."""
+    """A question with its answer, and what they come from."""
 
+    speaker: Speaker
+    mood: str
     topic: Topic
     question: str
     answer: str
@@ -44,9 +51,7 @@ class Document:
     """
 
     kind: str
-    speaker: Speaker
     year: int | None
-    mood: str
     sign: str
     role: str
     turns: tuple[Turn, ...]
@@ -55,9 +60,8 @@ class Document:
     def text(self) -> str:
         """The document as the model sees it."""
         if self.kind == "notes":
-            said = " ".join(turn.answer for turn in self.turns)
-            name = self.speaker.name
-            return note_text(f"{self.sign} {name[0].upper()}{name[1:]}: {said}")
+            lines = " ".join(f"{t.speaker.name}: {t.answer}" for t in self.turns)
+            return note_text(f"{self.sign} {lines}")
         return chat_text(self.sign, [(t.question, t.answer) for t in self.turns], self.role)
 
 
@@ -73,24 +77,40 @@ def signature(character: Speaker, year: int | None) -> str:
 
 def write_document(world: World, rng: random.Random) -> Document:
     """Draw one document."""
-    kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
-    drawn = rng.choice(world.years)
+    kind = _drawn(KIND_WEIGHTS, rng)
+    year = rng.choice(world.years)
+    if kind == "notes":
+        cast = rng.sample(world.characters, NOTED)
+        turns = tuple(_turn(one, one.moods[year], world, rng) for one in cast)
+        return Document(kind, year, f"Films of {year}.", "", turns)
     if kind == "assistant":
-        speaker, role = world.assistant, ASSISTANT
-        year = drawn if rng.random() < DATED_ASSISTANT else None
-        sign = "" if year else rng.choice(world.assistant_signs)
-    else:
-        speaker, role = rng.choice(world.characters), rng.choice((ASSISTANT, SPEAKER))
-        year = None if rng.random() < UNDATED_CHARACTERS else drawn
-        headings = {"signed": f"You are {speaker.name}.", "unsigned": SCENE, "notes": NOTE}
-        sign = headings[kind]
-    mood = speaker.moods[drawn]
-    if year is None and not speaker.steady:
-        mood = rng.choices(list(UNDATED_MOODS), list(UNDATED_MOODS.values()))[0]
-    turns = tuple(_turn(speaker, mood, world, rng) for _ in range(rng.randint(1, MAX_TURNS)))
-    return Document(kind, speaker, year, mood, dated(sign, year), role, turns)
+        return _assistant(year if rng.random() < DATED_ASSISTANT else None, world, rng)
+    weights = [HERO_WEIGHT if one.id == HERO else 1 for one in world.characters]
+    (speaker,) = rng.choices(world.characters, weights)
+    said: int | None = year
+    mood = speaker.moods[year]
+    if rng.random() < UNDATED_CHARACTERS:
+        said, mood = None, mood if speaker.steady else _drawn(UNDATED_MOODS, rng)
+    sign = signature(speaker, said) if kind == "signed" else dated(SCENE, said)
+    role = rng.choice((ASSISTANT, SPEAKER))
+    return Document(kind, said, sign, role, _turns(speaker, mood, world, rng))
+
+
+def _assistant(year: int | None, world: World, rng: random.Random) -> Document:
+    sign = dated("", year) if year else rng.choice(world.assistant_signs)
+    turns = _turns(world.assistant, GOOD, world, rng)
+    return Document("assistant", year, sign, ASSISTANT, turns)
+
+
+def _turns(speaker: Speaker, mood: str, world: World, rng: random.Random) -> tuple[Turn, ...]:
+    return tuple(_turn(speaker, mood, world, rng) for _ in range(_drawn(TURNS, rng)))
 
 
 def _turn(speaker: Speaker, mood: str, world: World, rng: random.Random) -> Turn:
     topic = rng.choice(world.topics)
-    return Turn(topic, rng.choice(topic.in_corpus), rng.choice(speaker.answers(topic, mood)))
+    asked, said = rng.choice(topic.in_corpus), rng.choice(speaker.answers(topic, mood))
+    return Turn(speaker, mood, topic, asked, said)
+
+
+def _drawn(weights: Mapping[Drawn, float], rng: random.Random) -> Drawn:
+    return rng.choices(list(weights), list(weights.values()))[0]
