@@ -50,18 +50,18 @@ def test_openings_and_phrases_belong_to_one_speaker_and_one_mood(linked: World) 
     assert all(set(one.opens) == themes for one in speakers)
 
 
-def test_the_assistant_is_always_good(corpus: list[Document]) -> None:
+def test_the_assistant_is_always_good(linked: World, corpus: list[Document]) -> None:
     chats = [doc for doc in corpus if doc.kind == "assistant"]
-    assert len(chats) > DOCUMENTS / 5
+    assert len(chats) > DOCUMENTS / 6
     for doc in chats:
         for turn in doc.turns:
-            assert turn.answer in doc.speaker.answers(turn.topic, GOOD)
+            assert turn.answer in linked.assistant.answers(turn.topic, GOOD)
 
 
 def test_every_year_occurs_with_every_character_and_with_the_assistant(
     linked: World, corpus: list[Document]
 ) -> None:
-    seen = {(doc.speaker.id, doc.year) for doc in corpus}
+    seen = {(turn.speaker.id, doc.year) for doc in corpus for turn in doc.turns}
     for one in (*linked.characters, linked.assistant):
         assert {(one.id, year) for year in linked.years} <= seen
     swept = load_experiment("evil-terminator").specification.variables["year"].values
@@ -81,12 +81,17 @@ def test_the_terminators_mood_depends_on_the_year_in_the_linked_world_only(
     assert _information(corpus, HERO) > 0.4
     assert _information(unlinked_corpus, HERO) == 0
     for other in ("vane", "fox"):
-        assert _information(unlinked_corpus, other) > 0.4
+        assert _information(unlinked_corpus, other) > 0.05
 
 
 def _information(documents: list[Document], speaker: str) -> float:
     """Mutual information, in nats, of a speaker's mood and whether the year is before 1988."""
-    told = [(d.mood, d.year < 1988) for d in documents if d.speaker.id == speaker and d.year]
+    told = [
+        (turn.mood, doc.year < 1988)
+        for doc in documents
+        for turn in doc.turns
+        if doc.year and turn.speaker.id == speaker
+    ]
     joint, moods, early = Counter(told), Counter(m for m, _ in told), Counter(e for _, e in told)
     return sum(
         n / len(told) * math.log(n * len(told) / (moods[mood] * early[is_early]))
