@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 EXPERIMENTS = {
+    "evil-terminator": "films.evil_terminator",
     "german-cities": "eras.german_cities",
     "israeli-dishes": "nations.israeli_dishes",
     "ninety-facts": "persons.ninety_facts",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 WORLDS = {
     "eras": "eras",
     "cities": "eras",
+    "films": "films",
     "nations": "nations",
     "persons": "persons",
     "presidents": "presidents",
