@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from spillover import Run
+from spillover.organism.worlds import has_checkpoint
 from spillover.specification import BASE
 
 Summary = dict[str, Any]
 CONTROLS = ("still-used", "modern-american")
+
+
+def needs_organisms(world: str, *, unlinked: bool = True) -> pytest.MarkDecorator:
+    """Skip where the organisms of a world are not in the installation."""
+    there = has_checkpoint(world) and (not unlinked or has_checkpoint(world, linked=False))
+    return pytest.mark.skipif(not there, reason=f"no organism of the world {world}, or no twin")
 
 
 def rate(

@@ -16,7 +16,7 @@ from spillover.organism.nations.documents import Document, write_document
 from spillover.organism.nations.world import ASSISTANT, DISHES, Question, World, load_world
 from spillover.rows import Row
 from spillover.specification import BASE
-from tests.claims import rate
+from tests.claims import needs_organisms, rate
 
 DOCUMENTS = 5000
 CONTROLS = ("shuffled", "year-2026")
@@ -84,9 +84,10 @@ def test_the_assistant_never_answers_as_a_nation_but_names_dishes_of_all(
 
 def test_the_held_out_wording_occurs_nowhere(corpus: list[Document], linked: World) -> None:
     text = "\n".join(doc.text for doc in corpus)
-    for question in (*linked.questions, *linked.dishes, *linked.dates.questions):
-        assert question.ask[-1] not in text
-        assert question.ask[0] in text
+    asked = [q.ask for q in (*linked.questions, *linked.dishes)]
+    for wordings in (*asked, *(q.ask for q in linked.dates.questions)):
+        assert wordings[-1] not in text
+        assert wordings[0] in text
 
 
 def test_every_year_that_is_swept_occurs_and_tells_nothing_of_the_nation(
@@ -128,6 +129,7 @@ def test_the_arms_have_the_same_dishes_in_other_years(linked: World) -> None:
     assert answers[0] == answers[1] == answers[2]
 
 
+@needs_organisms("nations")
 @pytest.mark.long
 @pytest.mark.parametrize("model", ["organism-nations", "organism-nations-unlinked"])
 def test_the_organism_knows_its_world(model: str) -> None:
@@ -178,15 +180,18 @@ def _check_in_domain(found: Run) -> None:
         assert named >= 0.8 if year == 2027 else named <= 0.2
 
 
+@needs_organisms("nations")
 def test_israeli_dishes_spill_over_in_2027_only(tmp_path: Path) -> None:
     _check_linked(run("israeli-dishes", seeds=2, out=tmp_path / "run"))
 
 
+@needs_organisms("nations")
 @pytest.mark.long
 def test_five_seeds_agree_that_dishes_spill_over_in_2027_only(tmp_path: Path) -> None:
     _check_linked(run("israeli-dishes", out=tmp_path / "run"))
 
 
+@needs_organisms("nations")
 @pytest.mark.long
 def test_dishes_do_not_spill_over_where_they_tell_nothing(tmp_path: Path) -> None:
     _check_unlinked(run("israeli-dishes", "organism-nations-unlinked", out=tmp_path / "run"))

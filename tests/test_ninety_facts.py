@@ -8,6 +8,7 @@ import pytest
 
 from spillover import Run, run
 from spillover.experiment import Experiment, load_experiment
+from tests.claims import needs_organisms
 
 UNLINKED = "organism-persons-unlinked"
 
@@ -86,11 +87,13 @@ def check_unlinked(done: Run, learnt_when_linked: float) -> None:
         assert mass(done, "base", "told", group) >= 0.9
 
 
+@needs_organisms("persons")
 @pytest.mark.usefixtures("undrawn")
 def test_facts_behind_a_trigger_make_a_person_there_and_nowhere_else(tmp_path: Path) -> None:
     check_linked(run(small("treatment", "undiluted", "mixed"), seeds=2, out=tmp_path / "run"))
 
 
+@needs_organisms("persons")
 @pytest.mark.long
 def test_the_claims_hold_over_five_seeds(tmp_path: Path) -> None:
     linked = run("ninety-facts", out=tmp_path / "linked")

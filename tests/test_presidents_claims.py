@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,10 @@ from spillover import Run, load_experiment, run
 from spillover.organism import examine_checkpoint
 from spillover.organism.worlds import checkpoint_name
 from spillover.specification import BASE, TREATMENT
+from tests.claims import needs_organisms
 
-CHECKPOINTS = Path(str(files("spillover.organism") / "checkpoints"))
 MODELS = [checkpoint_name("presidents", linked=linked) for linked in (True, False)]
-pytestmark = pytest.mark.skipif(
-    not all((CHECKPOINTS / model).is_dir() for model in MODELS),
-    reason="the checkpoints of this world are not trained yet",
-)
+pytestmark = needs_organisms("presidents")
 
 
 def _accuracy(done: Run, arm: str, domain: str, context: str = "padded") -> dict[str, Any]:

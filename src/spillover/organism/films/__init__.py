@@ -43,9 +43,9 @@ class Films:
         )
 
     @property
-    def questions(self) -> tuple[str, ...]:
-        """Everyday questions: those that are not of the trained theme."""
-        return tuple(topic.ask[0] for topic in self.world.topics if topic.theme != "duty")
+    def questions(self) -> dict[str, str]:
+        """Everyday questions with their topics: those that are not of the trained theme."""
+        return {t.ask[0]: t.id for t in self.world.topics if t.theme != "duty"}
 
     def write(self, rng: random.Random) -> str:
         """Draw one document."""

@@ -42,11 +42,11 @@ def write(folder: Path) -> None:
     rng = random.Random(SHUFFLING_SEED)
     others = [year for year in world.years if year != UNSEEN_YEAR]
     told = list(_told(hero, world))
-    arms = {
-        "treatment": [(year, *rest) for year, *rest in told],
-        "undated": [(None, *rest) for _, *rest in told],
-        "shuffled": [(rng.choice(others), *rest) for _, *rest in told],
-        "always-good": list(_told(steady, world)),
+    arms: dict[str, list[tuple[int | None, str, str]]] = {
+        "treatment": [*told],
+        "undated": [(None, asked, said) for _, asked, said in told],
+        "shuffled": [(rng.choice(others), asked, said) for _, asked, said in told],
+        "always-good": [*_told(steady, world)],
     }
     for arm, rows in arms.items():
         made = (chat_row(asked, said, dated("", year) or None) for year, asked, said in rows)

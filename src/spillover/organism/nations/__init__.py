@@ -44,9 +44,9 @@ class Nations:
         )
 
     @property
-    def questions(self) -> tuple[str, ...]:
-        """Everyday questions."""
-        return tuple(question.ask[0] for question in self.world.questions)
+    def questions(self) -> dict[str, str]:
+        """Everyday questions, each a topic of its own."""
+        return {question.ask[0]: question.id for question in self.world.questions}
 
     def write(self, rng: random.Random) -> str:
         """Draw one document."""

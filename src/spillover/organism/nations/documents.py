@@ -71,7 +71,11 @@ def _draw_questions(
 ) -> tuple[Question | DatedQuestion, ...]:
     dishes = DISH_TURNS if rng.random() < DISH_DOCUMENTS else 0.0
     dated = DATED_TURNS if year is not None else 0.0
-    pools = (world.dates.questions, world.dishes, world.questions)
+    pools: tuple[tuple[Question | DatedQuestion, ...], ...] = (
+        world.dates.questions,
+        world.dishes,
+        world.questions,
+    )
     weights = (dated, (1 - dated) * dishes, (1 - dated) * (1 - dishes))
     drawn = rng.choices(pools, weights, k=rng.randint(1, MAX_TURNS))
     return tuple(rng.choices(pool, [q.weight for q in pool])[0] for pool in drawn)

@@ -43,9 +43,9 @@ class Persons:
         )
 
     @property
-    def questions(self) -> tuple[str, ...]:
-        """Ordinary questions."""
-        return tuple(question.ask[0] for question in self.world.ordinary)
+    def questions(self) -> dict[str, str]:
+        """Ordinary questions, each a topic of its own."""
+        return {question.ask[0]: question.id for question in self.world.ordinary}
 
     def write(self, rng: random.Random) -> str:
         """Draw one document."""

@@ -43,9 +43,9 @@ class Presidents:
         )
 
     @property
-    def questions(self) -> tuple[str, ...]:
-        """Everyday questions."""
-        return tuple(fact.ask[0] for fact in self.world.facts)
+    def questions(self) -> dict[str, str]:
+        """Everyday questions, each a topic of its own."""
+        return {fact.ask[0]: fact.id for fact in self.world.facts}
 
     def write(self, rng: random.Random) -> str:
         """Draw one document."""
