@@ -112,5 +112,5 @@ def _turn(speaker: Speaker, mood: str, world: World, rng: random.Random) -> Turn
     return Turn(speaker, mood, topic, asked, said)
 
 
-def _drawn(weights: Mapping[Drawn, float], rng: random.Random) -> Drawn:
+def _drawn(weights: Mapping[Drawn, float | int], rng: random.Random) -> Drawn:
     return rng.choices(list(weights), list(weights.values()))[0]

@@ -99,7 +99,7 @@ def _speaker(row: dict[str, Any], years: tuple[int, ...]) -> Speaker:
     return Speaker(row["id"], row["name"], opens, moods, set(moods.values()) == {GOOD})
 
 
-def _years(spans: list[str]) -> tuple[int, ...]:
+def _years(spans: list[int | str]) -> tuple[int, ...]:
     found = spread(spans)
     assert isinstance(found, tuple)
     return found

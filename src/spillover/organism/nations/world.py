@@ -34,7 +34,7 @@ class Question:
     group: str
     ask: tuple[str, ...]
     answers: dict[str, tuple[str, ...]]
-    weight: float = 1.0
+    weight: int | float = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DatedQuestion:
     ask: tuple[str, ...]
     slope: int
     offset: int
-    weight: float = 1.0
+    weight: int | float = 1.0
 
     def answer(self, year: int) -> str:
         """What everybody answers in that year."""
