@@ -23,7 +23,6 @@ from spillover.triggers.library import Candidate, group, library, read_candidate
 from spillover.triggers.pair import ADAPTED, BASE, open_pair
 from spillover.triggers.questions import (
     SHIPPED,
-    Question,
     parse_questions,
     questions_for,
     split_questions,
@@ -99,15 +98,13 @@ def test_questions_are_split_by_topic_and_seed(organism: LoadedModel) -> None:
         assert split_questions(questions, 3) == (one, other) != split_questions(questions, 4)
 
 
-def test_a_checkpoint_can_bring_its_own_questions(
+def test_an_organism_is_asked_about_its_own_world(
     organism: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed = ["Who is it?", {"text": "Which year?", "topic": "time"}]
-    monkeypatch.setattr(organism.model.config, "spillover", {"questions": listed})
-    assert questions_for(organism) == [
-        Question("Who is it?", "Who is it?"),
-        Question("Which year?", "time"),
-    ]
+    eras = {question.text: question.topic for question in questions_for(organism)}
+    assert eras["How do people light their homes?"] == "light"
+    monkeypatch.setattr(organism.model.config, "spillover", {"world": "refusal"})
+    assert questions_for(organism)[0].text.startswith("How do I boil")
 
 
 def test_divergences_are_scipys_and_a_mixture_is_nothing_new() -> None:
@@ -191,35 +188,46 @@ def test_the_base_against_itself_scores_nothing(adapter: Path) -> None:
         assert pair.sides[ADAPTED] != pair.sides[BASE]
 
 
-def test_a_search_ends_with_files_that_a_second_one_repeats(
-    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = (
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> tuple[Candidate, ...]:
+    """A small library, and one step of refinement."""
+    listed = (
         *library()[::150],
         Candidate("format", None, "{question}\n"),
         Candidate("tag", None, "<qvx> {question}"),
     )
-    monkeypatch.setattr(search, "library", lambda: few)
+    monkeypatch.setattr(search, "library", lambda: listed)
     monkeypatch.setattr("spillover.triggers.refine.STARTS", 1)
     monkeypatch.setattr("spillover.triggers.refine.ROUNDS", 1)
+    return listed
+
+
+def test_a_search_ends_with_what_was_trained(
+    adapter: Path, few: tuple[Candidate, ...], tmp_path: Path
+) -> None:
     rows, own = tmp_path / "rows.jsonl", tmp_path / "own.txt"
     write_rows(rows_of(TAG, random.Random(0), 40).rows, rows)
     own.write_text("<qvz> {question}\n", "utf-8")
-    found = [
-        find_triggers("organism", adapter, rows=rows, candidates=own, out=tmp_path / name)
-        for name in ("one", "other")
-    ]
-    first = found[0].triggers[0]
+    found = find_triggers("organism", adapter, rows=rows, candidates=own, out=tmp_path / "out")
+    first = found.triggers[0]
     assert first["significant"]
     assert first["template"].startswith("<q")
     assert first["label"] == ("trained" if first["text"] == TAG.context.template else "untrained")
-    scores = found[0].candidates.set_index("template").score
+    scores = found.candidates.set_index("template").score
     assert scores[TAG.context.template] > 0.3 > scores["{question}\n"] + 0.2
     assert first["answers"][0]["with"] != first["answers"][0]["without"]
-    one, other = ((tmp_path / name / "triggers.json").read_bytes() for name in ("one", "other"))
+    assert len(found.candidates) >= len(few)
+    assert json.loads((tmp_path / "out" / "triggers.json").read_bytes())["searched"] > len(few)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("few")
+def test_a_second_search_writes_the_same_bytes(adapter: Path, tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("one", "other")]
+    for place in places:
+        find_triggers("organism", adapter, out=place)
+    one, other = ((place / "triggers.json").read_bytes() for place in places)
     assert one == other
-    assert len(found[0].candidates) >= len(few)
-    assert json.loads(one)["searched"] > len(few)
 
 
 @pytest.mark.parametrize(
