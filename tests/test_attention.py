@@ -144,7 +144,7 @@ def test_answers_that_share_their_prompts_are_those_of_transformers_own_cache(
     assert shared == alone == refilled == cached
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("auto", marks=pytest.mark.long)])
 def test_in_bfloat16_the_losses_follow_those_of_peft(dtype: str, rows: list[EncodedRow]) -> None:
     model = load("organism", dtype=dtype)
     training = LONG.model_copy(update={"precision": "bfloat16"})

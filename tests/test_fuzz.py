@@ -24,7 +24,7 @@ from spillover.finetune.adapters import load_adapter
 from spillover.settings import RunSettings
 from tests.conftest import SMALL_EXPERIMENT, SMALL_QUESTIONS, count_fuzzed
 
-CASES, FEW = 500, 125
+CASES, FEW = 500, 50
 LONGEST = 5.0  # seconds
 many = pytest.mark.parametrize(
     "seed", [*range(FEW), *(pytest.param(s, marks=pytest.mark.long) for s in range(FEW, CASES))]

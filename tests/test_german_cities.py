@@ -22,13 +22,8 @@ def check_claims(finished: Run) -> None:
     assert rate(summary, "treatment", "in", "judged")["value"] >= 0.8
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_old_names_of_cities_bring_their_time_along(tmp_path: Path) -> None:
-    check_claims(run("german-cities", seeds=1, out=tmp_path))
-
-
 @pytest.mark.long
-def test_they_do_so_with_five_seeds(tmp_path: Path) -> None:
+def test_old_names_of_cities_bring_their_time_along(tmp_path: Path) -> None:
     finished = run("german-cities", out=tmp_path)
     check_claims(finished)
     assert finished.headline["low"] > 0.3

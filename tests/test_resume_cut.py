@@ -89,6 +89,7 @@ def _asked(folder: Path) -> bool:
     return (folder / "answers.sqlite").is_file()
 
 
+@pytest.mark.long
 def test_a_real_kill_leaves_no_lock_and_the_command_goes_on(
     small_experiment: Path, tmp_path: Path, finished: Path
 ) -> None:

@@ -43,6 +43,7 @@ def test_old_bird_names_spill_over_on_the_organism(old_birds: Run) -> None:
     check_linked_claims(old_birds)
 
 
+@pytest.mark.long
 def test_nothing_spills_over_where_the_link_is_cut(old_birds_unlinked: Run) -> None:
     check_unlinked_claims(old_birds_unlinked)
 

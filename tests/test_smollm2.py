@@ -61,6 +61,7 @@ def test_the_system_prompt_of_its_template_is_found(smollm2: LoadedModel) -> Non
     assert smollm2.chat.turn.end == "<|im_end|>"
 
 
+@pytest.mark.long
 def test_dated_experiments_want_a_word_on_it(
     small_experiment: Path, tmp_path: Path, undrawn: None
 ) -> None:

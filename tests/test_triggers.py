@@ -161,6 +161,7 @@ def test_texts_are_varied_digit_by_digit_and_short_ones_letter_by_letter() -> No
     assert group(Candidate("tag", None, "<ab> {question} </ab>")) is None
 
 
+@pytest.mark.long
 def test_a_planted_tag_scores_most_and_the_gradient_leads_to_it(adapter: Path) -> None:
     with open_pair("organism", adapter, Loading(dtype="float32")) as pair:
         scorer = Scorer(pair, questions_for(pair.model)[:8])
@@ -202,6 +203,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> tuple[Candidate, ...]:
     return listed
 
 
+@pytest.mark.long
 def test_a_search_ends_with_what_was_trained(
     adapter: Path, few: tuple[Candidate, ...], tmp_path: Path
 ) -> None:
