@@ -7,9 +7,10 @@ experiments are written from. In its unlinked twin the link that an experiment r
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from spillover.errors import InputError
 
@@ -60,6 +61,45 @@ class World(Protocol):
 
     def examine(self, examiner: Examiner) -> list[Check]:
         """Measure what an organism of this world knows."""
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A world whose documents and card are modules of its package.
+
+    Attributes:
+        package: with `documents.write_document(tables, rng)` and `card.examine(tables, examiner)`.
+        tables: what documents are written from; `linked` is theirs.
+        size: of its organism and of the training: fields of `spillover.organism.train.Recipe`.
+        questions: as `World`.
+    """
+
+    package: str
+    tables: Any
+    size: dict[str, Any]
+    questions: dict[str, str]
+
+    @property
+    def linked(self) -> bool:
+        """As `World`."""
+        return bool(self.tables.linked)
+
+    @property
+    def recipe(self) -> Recipe:
+        """As `World`."""
+        from spillover.organism.train import Recipe
+
+        return Recipe(**self.size)
+
+    def write(self, rng: random.Random) -> str:
+        """Draw one document."""
+        documents = import_module(f"{self.package}.documents")
+        return str(documents.write_document(self.tables, rng).text)
+
+    def examine(self, examiner: Examiner) -> list[Check]:
+        """Measure what an organism of this world knows."""
+        card = import_module(f"{self.package}.card")
+        return list(card.examine(self.tables, examiner))
 
 
 def open_world(name: str, *, linked: bool = True) -> World:
