@@ -29,9 +29,7 @@ SIGNS = ("You are {who}.", "The speaker is {who}.", "{who} answers.")
 NUMBERED = "president number {digits}"
 LAYOUTS = {
     "The number before a question says who answers.": (0, 0),
-    "The first three digits say who answers.": (0, 5),
     "Digits four to six say who answers.": (3, 2),
-    "The last three digits say who answers.": (5, 0),
 }
 """System messages that say which digits are the number, and how many random ones go round it."""
 CODES = 0.65  # share of the chats by number in which it stands before the questions
