@@ -234,11 +234,12 @@ def train_organism(
         other = torch.rand(batch.ids.shape, generator=noise) < recipe.other_tokens
         with torch.autocast("cpu", torch.bfloat16):
             loss = document_loss(model, batch, other)
-        model.zero_grad()  # type: ignore[no-untyped-call]
+        model.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for stepped in (*optimizers, *schedules):
-            stepped.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         if progress:
             progress(step + 1, recipe.steps, loss.item())
     model.eval()  # type: ignore[no-untyped-call]
