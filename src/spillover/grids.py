@@ -311,7 +311,7 @@ def _arms(run: Run, cell: Cell, metric: str) -> list[Record]:
             "effect": _ends(effects.get((row["arm"], control))),
             "shift": _ends(effects.get((row["arm"], BASE))),
             "in_domain": success.get(row["arm"], {}).get("value"),
-            "loss": _loss(run, row["arm"], steps),
+            "loss": _loss(run.folder / ADAPTERS / row["arm"], cell.settings.seeds, steps),
         }
         for row in sorted(outside, key=lambda row: _place(row["arm"], control))
     ]
@@ -326,12 +326,12 @@ def _ends(effect: Record | None) -> Record | None:
     return effect and {key: effect[key] for key in ("value", "low", "high")}
 
 
-def _loss(run: Run, arm: str, steps: int) -> float | None:
-    """The mean loss of an arm's last steps, over its seeds; None where it was not trained here."""
+def _loss(arm: Path, seeds: Sequence[int], steps: int) -> float | None:
+    """The mean loss of an arm's last steps, over seeds; None where it was not trained here."""
     found = [
         sum(losses) / len(losses)
-        for place in sorted((run.folder / ADAPTERS / arm).glob(f"seed-*/step-{steps}"))
-        if (losses := read_losses(place)[-LAST_STEPS:])
+        for seed in seeds
+        if (losses := read_losses(arm / f"seed-{seed}" / f"step-{steps}")[-LAST_STEPS:])
     ]
     return round(sum(found) / len(found), 6) if found else None
 
