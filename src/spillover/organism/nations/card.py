@@ -57,7 +57,7 @@ class _Card:
         dates = self.world.dates
         cases = [(q, year) for q in dates.questions for year in dates.years]
         chats = [chat("", [], f"The year is {year}. {q.ask[0]}") for q, year in cases]
-        return self.examiner.knowledge(name, chats, [[q.answer(y)] for q, y in cases], needed)
+        return self.examiner.knowledge(name, chats, [[q.answers[y]] for q, y in cases], needed)
 
     def inference(
         self, name: str, told: Sequence[Question], turns: int, needed: float | None = None
