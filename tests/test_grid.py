@@ -74,12 +74,20 @@ def made_up(names: list[str], metric: str = "choice-mass") -> dict[str, Any]:
     [
         ([], "a grid of zero cells (no setting was named)"),
         (["--over", "rank="], "a grid of zero cells (rank has no values)"),
-        (["--over", "rnak=1"], "'rnak' is no training setting to go over; expected one of lr"),
+        (
+            ["--over", "rnak=1"],
+            "'rnak' is no training setting to go over; did you mean rank? expected",
+        ),
         (["--over", "rank"], "expected SETTING=VALUES"),
         (["--over", "rank=4..1"], "the range 4..1 runs backwards; write 1..4"),
         (["--over", "rank=0,1"], "`rank`: Input should be greater than or equal to 1"),
         (["--over", "rank=1", "--over", "rank=2"], "'rank' is given twice"),
         (["--over", "lr=1e-3", "learning_rate=1e-2"], "'learning_rate' is given twice"),
+        (["--over", "rank=1,2", "--rank", "3"], "'rank' is also given as a setting of its own"),
+        (["--over", "rank=a"], "`rank`: Input should be a valid integer"),
+        (["--over", "lr=inf"], "`learning_rate`: "),
+        (["--over", "=1"], "'' is no training setting"),
+        (["--over", "rank=1", "--split", "dev"], "add some, or ask others with --split test"),
         (["--over", "targets=a"], "no training setting to go over"),
     ],
 )
@@ -91,8 +99,7 @@ def test_bad_grids_are_refused_in_one_line_and_write_nothing(
 ) -> None:
     before = set(small_experiment.parent.rglob("*"))
     out = small_experiment.parent / "grid"
-    given = [*arguments, "--split", "test", "--out", out]
-    assert call("grid", small_experiment, *given) == 2
+    assert call("grid", small_experiment, "--split", "test", *arguments, "--out", out) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
