@@ -173,11 +173,11 @@ def _values_of(experiment: Experiment, given: str) -> tuple[str, tuple[Value, ..
     said = (variable.values, variable.asked, variable.trained, variable.known)
     declared = {str(value): value for values in said for value in values}
     wanted = tuple(dict.fromkeys(declared.get(str(v), _number(name, v)) for v in read))
-    text = next((value for value in wanted if isinstance(value, str)), None)
+    word = next((value for value in wanted if isinstance(value, str)), None)
     numbers = sorted(value for value in declared.values() if isinstance(value, int))
-    if text is not None and numbers and len(numbers) == len(declared):
+    if word is not None and numbers and len(numbers) == len(declared):
         raise ExperimentError(
-            f"{OPTION} {given!r}: found {text!r}; {name} has whole numbers, such as {numbers[0]}, "
+            f"{OPTION} {given!r}: found {word!r}; {name} has whole numbers, such as {numbers[0]}, "
             f"and ranges such as {numbers[0]}..{numbers[-1]}"
         )
     return name, wanted
