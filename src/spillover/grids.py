@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover.contexts import spread
-from spillover.errors import InputError, MachineError, RunError, RunFolderError, check_writable
+from spillover.errors import (
+    InputError,
+    MachineError,
+    RunError,
+    RunFolderError,
+    check_writable,
+    meant,
+)
 from spillover.failures import failures_in_words
 from spillover.finetune import Training, read_losses
 from spillover.folder import is_unused, make_folder, whole
@@ -117,11 +124,14 @@ def grid(
     Raises:
         InputError: for bad input in any cell, before anything is computed or written.
     """
+    listed = _checked(over)
+    twice = next((name for name in listed if name in (training or {})), None)
+    if twice:
+        raise InputError(f"--over: {twice!r} is also given as a setting of its own; remove one")
     first = resolve_settings(
         experiment, model, seeds=seeds, training=training, split=split, loading=loading
     )
     folder = Path(out) if out else Path(f"{first.default_folder}-grid")
-    listed = _checked(over)
     cells = [
         _cell(first, dict(zip(listed, values, strict=True)), folder)
         for values in itertools.product(*listed.values())
@@ -171,8 +181,10 @@ def _checked(over: Mapping[str, Sequence[Setting]]) -> dict[str, list[Setting]]:
     for given, values in over.items():
         name = ALIASES.get(given, given)
         if name not in known:
+            near = meant(given, known)
             raise InputError(
-                f"--over: {given!r} is no training setting to go over; expected one of "
+                f"--over: {given!r} is no training setting to go over; "
+                f"{f'did you mean {near}? ' if near else ''}expected one of "
                 f"{', '.join([*ALIASES, *known])}"
             )
         if name in found:
@@ -311,7 +323,7 @@ def _arms(run: Run, cell: Cell, metric: str) -> list[Record]:
             "effect": _ends(effects.get((row["arm"], control))),
             "shift": _ends(effects.get((row["arm"], BASE))),
             "in_domain": success.get(row["arm"], {}).get("value"),
-            "loss": _loss(run, row["arm"], steps),
+            "loss": _loss(run.folder / ADAPTERS / row["arm"], cell.settings.seeds, steps),
         }
         for row in sorted(outside, key=lambda row: _place(row["arm"], control))
     ]
@@ -326,12 +338,12 @@ def _ends(effect: Record | None) -> Record | None:
     return effect and {key: effect[key] for key in ("value", "low", "high")}
 
 
-def _loss(run: Run, arm: str, steps: int) -> float | None:
-    """The mean loss of an arm's last steps, over its seeds; None where it was not trained here."""
+def _loss(arm: Path, seeds: Sequence[int], steps: int) -> float | None:
+    """The mean loss of an arm's last steps, over seeds; None where it was not trained here."""
     found = [
         sum(losses) / len(losses)
-        for place in sorted((run.folder / ADAPTERS / arm).glob(f"seed-*/step-{steps}"))
-        if (losses := read_losses(place)[-LAST_STEPS:])
+        for seed in seeds
+        if (losses := read_losses(arm / f"seed-{seed}" / f"step-{steps}")[-LAST_STEPS:])
     ]
     return round(sum(found) / len(found), 6) if found else None
 
