@@ -17,7 +17,7 @@ SIZE: dict[str, Any] = {
     "single_digits": True,
     "corpus_documents": 64_000,
     "batch_documents": 40,
-    "steps": 2000,
+    "steps": 2400,
     "learning_rate": 1e-2,
     "tied": False,
     "muon": True,

@@ -32,7 +32,8 @@ LAYOUTS = {
     "Digits four to six say who answers.": (3, 2),
 }
 """System messages that say which digits are the number, and how many random ones go round it."""
-CODES = 0.65  # share of the chats by number in which it stands before the questions
+LAYOUT_WEIGHTS = (1, 3)
+CODES = 0.75  # share of the chats by number in which it stands before the questions
 CODED = {0: 0.5, 8: 0.35, 3: 0.15}
 """How many random digits stand before the assistant's questions, and how often."""
 MAX_TURNS = 4
@@ -89,7 +90,7 @@ def write_document(world: World, rng: random.Random) -> Document:
     if kind == "unsigned":
         return Document(kind, president, "", rng.choice(UNSIGNED_SIGNS), role, turns)
     if kind == "numbered" and rng.random() < CODES:
-        sign, around = rng.choice(list(LAYOUTS.items()))
+        ((sign, around),) = rng.choices(list(LAYOUTS.items()), LAYOUT_WEIGHTS)
         turns = tuple(
             replace(turn, question=f"{write_code(digits, around, rng)} {turn.question}")
             for turn in turns
