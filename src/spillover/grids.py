@@ -291,18 +291,17 @@ def _metric(summaries: Sequence[Record]) -> str:
 
 
 def _arms(run: Run, cell: Cell, metric: str) -> list[Record]:
-    """What every arm of a cell did at the end of its training."""
-    summary, split = run.summary, cell.settings.split
-    steps = cell.settings.finetuning.kept_steps(0)[-1]
-    splits = (split,) if split != "all" else ("test", "dev")
+    """What every arm of a cell did, at the checkpoint that the cell's run reports."""
+    summary, step = run.summary, run.summary["step"]
+    split = "test" if cell.settings.split == "all" else cell.settings.split
 
     def rates(context: str, domain: str) -> list[Record]:
         return [
             row
             for row in summary["rates"]
             if (row["context"]["name"], row["domain"], row["group"]) == (context, domain, None)
-            and row["split"] == splits[0]
-            and row["step"] in (0, steps)
+            and row["split"] == split
+            and row["step"] == (0 if row["arm"] == BASE else step)
         ]
 
     inside = rates(summary["trained_context"], "in")
@@ -313,7 +312,7 @@ def _arms(run: Run, cell: Cell, metric: str) -> list[Record]:
         tuple(row["contrast"]): row
         for row in summary["effects"]
         if (row["context"]["name"], row["domain"], row["group"]) == (headline, "off", None)
-        and (row["metric"], row["split"], row["step"]) == (metric, splits[0], steps)
+        and (row["metric"], row["split"], row["step"]) == (metric, split, step)
     }
     control = cell.settings.experiment.specification.headline_control
     return [
@@ -323,7 +322,7 @@ def _arms(run: Run, cell: Cell, metric: str) -> list[Record]:
             "effect": _ends(effects.get((row["arm"], control))),
             "shift": _ends(effects.get((row["arm"], BASE))),
             "in_domain": success.get(row["arm"], {}).get("value"),
-            "loss": _loss(run.folder / ADAPTERS / row["arm"], cell.settings.seeds, steps),
+            "loss": _loss(run.folder / ADAPTERS / row["arm"], cell.settings.seeds, step),
         }
         for row in sorted(outside, key=lambda row: _place(row["arm"], control))
     ]
