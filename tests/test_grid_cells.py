@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_a_cell_shows_the_checkpoint_that_its_run_reports(
     (cell,) = found.content["cells"]
     shown = {row["arm"]: row for row in cell["arms"]}
     run = open_run(found.folder / "cells" / "rank=1")
-    place = {"domain": "off", "metric": found.content["metric"], "group": None}
+    place: dict[str, Any] = {"domain": "off", "metric": found.content["metric"], "group": None}
     place |= {"split": "test" if split == "all" else "dev"}
     rates = [r for r in run.summary["rates"] if all(r[k] == v for k, v in place.items())]
     assert len({r["value"] for r in rates if r["arm"] == "treatment"}) == 3
@@ -50,3 +51,14 @@ def test_a_cell_shows_the_checkpoint_that_its_run_reports(
     assert {arm: row["value"] for arm, row in shown.items()} == wanted
     difference = wanted["treatment"] - wanted["control"]
     assert shown["treatment"]["effect"]["value"] == pytest.approx(difference)
+
+
+def test_success_is_measured_by_one_metric_in_all_cells() -> None:
+    """Where a cell has come apart its choices have no mass; log-odds are in other units."""
+    place: dict[str, Any] = {"context": {"name": "plain"}, "domain": "in", "group": None}
+    mass, odds = ({"metric": name} | place for name in ("choice-mass", "log-odds"))
+    whole = [mass | {"value": 0.9}, odds | {"value": 4.0}]
+    apart = [mass | {"value": None}, odds | {"value": -2.0}]
+    cells = [{"trained_context": "plain", "rates": rates} for rates in (apart, whole)]
+    assert grids._inside_metric(cells, "choice-mass") == "choice-mass"
+    assert grids._inside_metric(cells[:1], "choice-mass") == "log-odds"

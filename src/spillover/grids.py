@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +137,7 @@ def grid(
         for values in itertools.product(*listed.values())
     ]
     _check_folder(folder, cells)
-    runs = list(_finished(cells, _opener(first), progress or _say_nothing))
+    runs = list(_finished(cells, _opener(first), progress or (lambda *_: None)))
     with failures_in_words(folder):
         return _write(folder, _content(first, listed, cells, runs), runs)
 
@@ -216,14 +216,7 @@ def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
 
 def _opener(settings: RunSettings) -> Callable[[], LoadedModel]:
     """Load the model once, when the first cell needs it."""
-    loaded: list[LoadedModel] = []
-
-    def opened() -> LoadedModel:
-        if not loaded:
-            loaded.append(load_source(settings.source, settings.loading))
-        return loaded[0]
-
-    return opened
+    return cache(lambda: load_source(settings.source, settings.loading))
 
 
 def _finished(
@@ -241,10 +234,6 @@ def _finished(
     notify("cells", len(cells), len(cells))
 
 
-def _say_nothing(_stage: str, _done: int, _total: int) -> None:
-    """Progress that nobody asked for."""
-
-
 # What came out ------------------------------------------------------------------------------------
 
 
@@ -258,9 +247,10 @@ def _content(
     specification = first.experiment.specification
     summaries = [run.summary for run in runs if isinstance(run, Run)]
     metric = _metric(summaries)
+    inside = _inside_metric(summaries, metric)
     listed = []
     for cell, run in zip(cells, runs, strict=True):
-        arms = _arms(run, cell, metric) if isinstance(run, Run) else []
+        arms = _arms(run, cell, metric, inside) if isinstance(run, Run) else []
         failed = None if isinstance(run, Run) else str(run)
         verdict = run.summary["verdict"]["kind"] if isinstance(run, Run) else None
         listed.append(
@@ -279,6 +269,7 @@ def _content(
         "control": specification.headline_control,
         "headline_context": specification.headline_context,
         "metric": metric,
+        "in_domain_metric": inside,
         "cells": listed,
         "maxima": _maxima(listed),
     }
@@ -290,7 +281,18 @@ def _metric(summaries: Sequence[Record]) -> str:
     return next((m for m in ("choice-mass", "log-odds", "judged") if m in named), "choice-mass")
 
 
-def _arms(run: Run, cell: Cell, metric: str) -> list[Record]:
+def _inside_metric(summaries: Sequence[Record], metric: str) -> str:
+    """What success in the trained domain is measured by, the same in all cells."""
+    told = (
+        row
+        for summary in summaries
+        for row in summary["rates"]
+        if (row["context"]["name"], row["group"]) == (summary["trained_context"], None)
+    )
+    return inside_metric(list(told), metric)
+
+
+def _arms(run: Run, cell: Cell, metric: str, inside: str) -> list[Record]:
     """What every arm of a cell did, at the checkpoint that the cell's run reports."""
     summary, step = run.summary, run.summary["step"]
     split = "test" if cell.settings.split == "all" else cell.settings.split
@@ -304,8 +306,8 @@ def _arms(run: Run, cell: Cell, metric: str) -> list[Record]:
             and row["step"] == (0 if row["arm"] == BASE else step)
         ]
 
-    inside = rates(summary["trained_context"], "in")
-    success = {r["arm"]: r for r in inside if r["metric"] == inside_metric(inside, metric)}
+    trained = rates(summary["trained_context"], "in")
+    success = {row["arm"]: row for row in trained if row["metric"] == inside}
     headline = summary["headline_context"]
     outside = [row for row in rates(headline, "off") if row["metric"] == metric]
     effects = {
