@@ -260,9 +260,10 @@ def sweep_rows(summary: Record, variable: str) -> list[Record]:
     """
     about = next(entry for entry in summary["sweeps"] if entry["variable"] == variable)
     headline = next((e for e in summary["effects"] if e["id"] == summary["headline"]), None)
-    shown = headline or {"split": summary["rates"][0]["split"], "metric": "choice-mass"}
+    splits = {rate["split"] for rate in summary["rates"]}
+    shown = headline or {"split": "test" if "test" in splits else "dev", "metric": "choice-mass"}
     place = {"domain": "off", "group": None, "split": shown["split"], "metric": shown["metric"]}
-    step = headline and headline["step"]
+    step = summary.get("step")
     effects = _by_value(summary["effects"], variable, place)
     rates = _by_value(summary["rates"], variable, place)
     contrast = [TREATMENT, about["control"]]
