@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from spillover import RunFolderError, runs, suite, suites
+from spillover import Run, RunFolderError, runs, suite, suites
+from spillover.settings import resolve_settings
 from tests.commands import call
 
 
@@ -60,3 +62,24 @@ def test_bad_suites_are_refused_before_anything_is_computed(
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds no suite"):
         suite(out=tmp_path)
+
+
+def test_a_row_is_about_the_headlines_questions_at_the_reported_checkpoint(tmp_path: Path) -> None:
+    """Whatever the order of the tables, and also where there is no headline."""
+    place: dict[str, Any] = {"context": {"name": "plain"}, "domain": "off", "group": None}
+    rows = [
+        place | {"split": split, "step": step, "value": step + (split == "dev") / 2}
+        for split in ("test", "dev")
+        for step in (1, 2, 3)
+    ]
+    rate = {"arm": "treatment", "metric": "choice-mass", "coverage": 0.5}
+    effect = {"id": "", "contrast": ["treatment", "still-used"], "metric": "specificity"}
+    summary = {
+        "headline": None, "step": 2, "headline_context": "plain", "trained_context": "plain",
+        "rates": [row | rate for row in rows], "settings_tried": 1, "warnings": [],
+        "effects": [row | effect | {"low": None, "high": None} for row in rows],
+        "verdict": {"kind": "specific"},
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(summary), "utf-8")
+    row = suites.row_of(Run(tmp_path, {}), resolve_settings("old-birds"))
+    assert (row["treatment"], row["specificity"]["value"]) == (2, 2)

@@ -153,8 +153,8 @@ def row_of(finished: Run, settings: RunSettings) -> Record:
     """What a run found, in a row: the headline, and what belongs to it."""
     summary, headline = finished.summary, finished.headline
     specification = settings.experiment.specification
-    control = specification.headline_control
-    metric, step = headline.get("metric", "choice-mass"), headline.get("step")
+    control, step = specification.headline_control, summary["step"]
+    metric, split = headline.get("metric", "choice-mass"), headline.get("split", settings.split)
     context, trained = summary["headline_context"], summary["trained_context"]
 
     def rates(place: str, domain: str) -> list[Record]:
@@ -162,7 +162,7 @@ def row_of(finished: Run, settings: RunSettings) -> Record:
             row
             for row in summary["rates"]
             if (row["context"]["name"], row["domain"], row["group"]) == (place, domain, None)
-            and (row["arm"] == BASE or step in (None, row["step"]))
+            and (row["split"], row["step"]) == (split, 0 if row["arm"] == BASE else step)
         ]
 
     inside = [row for row in rates(trained, "in") if row["arm"] == TREATMENT]
@@ -174,7 +174,7 @@ def row_of(finished: Run, settings: RunSettings) -> Record:
         for row in summary["effects"]
         if row["contrast"] == [TREATMENT, control]
         and (row["domain"], row["context"]["name"], row["group"]) == ("off", context, None)
-        and (row["metric"], row["step"]) == ("specificity", step)
+        and (row["metric"], row["split"], row["step"]) == ("specificity", split, step)
     ]
     return {
         "experiment": settings.experiment.name,
@@ -188,7 +188,7 @@ def row_of(finished: Run, settings: RunSettings) -> Record:
         "effect": _ends(headline),
         "in_domain": next((r["value"] for r in inside if r["metric"] == success), None),
         "in_domain_context": trained,
-        "specificity": _ends(specific[-1] if specific else {}),
+        "specificity": _ends(specific[0] if specific else {}),
         "coverage": min(covered, default=None),
         "verdict": summary["verdict"]["kind"],
         "warnings": len(summary["warnings"]),
