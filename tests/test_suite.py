@@ -9,13 +9,21 @@ from typing import Any
 import pytest
 
 from spillover import Run, RunFolderError, runs, suite, suites
+from spillover.experiment import builtin_experiments
 from spillover.settings import resolve_settings
 from tests.commands import call
+from tests.small_runs import edit
 
 
 @pytest.fixture
 def _small(small_experiment: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small experiment in the place of the package's own."""
+    """The small experiment, made for the organism, in the place of the package's own."""
+    edit(small_experiment / "experiment.toml", "training.default", "training.organism")
+    edit(
+        small_experiment / "experiment.toml",
+        "[sampling]",
+        "[training.default]\nsteps = 2\n\n[sampling]",
+    )
     monkeypatch.setattr(suites, "builtin_experiments", lambda: {"small": small_experiment})
 
 
@@ -83,3 +91,10 @@ def test_a_row_is_about_the_headlines_questions_at_the_reported_checkpoint(tmp_p
     (tmp_path / "summary.json").write_text(json.dumps(summary), "utf-8")
     row = suites.row_of(Run(tmp_path, {}), resolve_settings("old-birds"))
     assert (row["treatment"], row["specificity"]["value"]) == (2, 2)
+
+
+def test_experiments_without_settings_for_organisms_are_for_other_models() -> None:
+    known = builtin_experiments()
+    assert suites._has_model(known["old-birds"], "organism")
+    assert not suites._has_model(known["wolf-facts"], "organism")
+    assert suites._has_model(known["wolf-facts"], "smollm2-q4")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 SUITE, TABLE = "suite.json", "suite.md"
 DEFAULT_FOLDER = Path("runs") / "suite"
+ORGANISM = "organism"
+"""The class of model that training settings for organisms are listed under."""
 BEGIN, END = "<!-- suite -->", "<!-- /suite -->"
 """What stands around the table in a README."""
 COLUMNS = (
@@ -85,8 +87,8 @@ def suite(
     """Run all experiments of the package on some models, and put what they found into one table.
 
     Args:
-        only: names of experiments; none means all, but for those whose organism is not in this
-            installation.
+        only: names of experiments; none means all, on organisms those that have settings for them
+            and whose own one is in this installation.
         models: see `spillover.run`; an experiment's own organism is called `organism`.
         out: the folder; every run has one of its own below it, and goes on where it was stopped.
 
@@ -126,11 +128,12 @@ def suite(
 
 
 def _has_model(experiment: Path, model: str) -> bool:
-    """Whether a model other than an organism is asked for, or the organism is there."""
+    """Whether a model other than an organism is asked for, or the experiment's own is there."""
     if model not in (checkpoint_name(FIRST), checkpoint_name(FIRST, linked=False)):
         return True
-    world = load_experiment(experiment).specification.world
-    return has_checkpoint(world, linked=model == checkpoint_name(FIRST))
+    said = load_experiment(experiment).specification
+    is_linked = model == checkpoint_name(FIRST)
+    return ORGANISM in said.training and has_checkpoint(said.world, linked=is_linked)
 
 
 def _place(settings: RunSettings) -> Path:
