@@ -78,6 +78,7 @@ def test_answers_of_the_last_turn_are_put_aside(tmp_path: Path) -> None:
         ["S", "A", "B", "C"],
         ["How?"],
     ]
+    assert [m.content for m in found.prompts[0] if not m.train] == ["B"]  # not the model's words
     assert found.places == (f"{path}:1", f"{path}:2")
 
 
