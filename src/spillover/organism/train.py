@@ -160,7 +160,8 @@ class Corpus:
 
     def batches(self, size: int, rng: random.Random, pad: int) -> Iterator[_Batch]:
         """Endless batches of documents of similar length, in random order."""
-        pool = size * 20
+        pool = min(20, len(self.ids) // size) * size
+        assert pool, "fewer documents than a batch has"
         while True:
             order = list(range(len(self.ids)))
             rng.shuffle(order)
