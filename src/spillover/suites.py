@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from spillover.stages import Progress
 
 Record = dict[str, Any]
-SUITE, TABLE = "suite.json", "suite.md"
+RUNS, SUITE, TABLE = "runs", "suite.json", "suite.md"
 DEFAULT_FOLDER = Path("runs") / "suite"
 ORGANISM = "organism"
 """The class of model that training settings for organisms are listed under."""
@@ -107,7 +107,7 @@ def suite(
         for model in models
         if (name in only if only else _has_model(known[name], model))
     ]
-    if not is_unused(folder) and not any((folder / _place(one)).parent.is_dir() for one in planned):
+    if not is_unused(folder) and not (folder / RUNS).is_dir():
         raise RunFolderError(
             f"{folder}: is not empty and holds no suite; choose an empty or new folder with --out"
         )
@@ -137,7 +137,7 @@ def _has_model(experiment: Path, model: str) -> bool:
 
 
 def _place(settings: RunSettings) -> Path:
-    return Path("runs") / f"{settings.experiment.name}-{Path(settings.source.name).name}"
+    return Path(RUNS) / f"{settings.experiment.name}-{Path(settings.source.name).name}"
 
 
 def _made() -> Record:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from spillover.report.figure import PROPORTIONS, metric_title
 from spillover.report.focus import BASE, Focus, Record, context_of, group_of, is_number
 from spillover.report.strip import Key, label
 
@@ -48,8 +49,8 @@ def _lines(rows: Sequence[Record], about: Focus, key: Sequence[Key]) -> alt.Laye
         "x": alt.X("step:Q", title="steps of training", axis=alt.Axis(tickMinStep=1)),
         "y": alt.Y(
             "value:Q",
-            title=about.metric,
-            scale=alt.Scale(domain=[0, 1]) if about.metric in ("choice-mass", "judged") else {},
+            title=metric_title(about.metric),
+            scale=alt.Scale(domain=[0, 1]) if about.metric in PROPORTIONS else {},
         ),
         "color": alt.Color("arm:N", scale=alt.Scale(domain=names, range=colours)),
         "tooltip": [alt.Tooltip(f"{name}:N") for name in ("arm", "seed", "step", "value")],
