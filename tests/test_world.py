@@ -145,10 +145,14 @@ def test_documents_are_what_the_chat_template_renders(corpus: list[Document]) ->
 def test_an_experiment_is_what_the_tables_say(name: str, tmp_path: Path) -> None:
     write_experiment(name, tmp_path)
     shipped = builtin_experiments()[name]
-    for written in sorted(tmp_path.rglob("*.*")):
-        assert written.read_text("utf-8") == (shipped / written.relative_to(tmp_path)).read_text(
-            "utf-8"
-        ), written.name
+    written, found = (
+        {
+            path.relative_to(folder).as_posix(): path.read_text("utf-8")
+            for path in (folder / "questions.toml", *(folder / "train").iterdir())
+        }
+        for folder in (tmp_path, shipped)
+    )
+    assert written == found
 
 
 def test_the_experiment_has_the_questions_it_needs() -> None:
