@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spillover import Run, RunFolderError, runs, suite, suites
+from spillover import InputError, Run, RunFolderError, runs, suite, suites
 from spillover.experiment import builtin_experiments
 from spillover.settings import resolve_settings
 from tests.commands import call
@@ -98,3 +98,15 @@ def test_experiments_without_settings_for_organisms_are_for_other_models() -> No
     assert suites._has_model(known["old-birds"], "organism")
     assert not suites._has_model(known["wolf-facts"], "organism")
     assert suites._has_model(known["wolf-facts"], "smollm2-q4")
+
+
+@pytest.mark.usefixtures("_small")
+def test_runs_that_cannot_be_made_are_refused_before_any_is(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"two of them have the run folder .*small-organism"):
+        suite(models=["organism", "organism"], out=tmp_path / "suite")
+    foreign = tmp_path / "suite" / "runs" / "small-organism-unlinked"
+    foreign.mkdir(parents=True)
+    (foreign / "notes.txt").write_text("mine", "utf-8")
+    with pytest.raises(RunFolderError, match="holds no run"):
+        suite(models=["organism", "organism-unlinked"], out=tmp_path / "suite")
+    assert not (foreign.parent / "small-organism").exists()

@@ -17,6 +17,7 @@ from spillover.experiment import builtin_experiments, load_experiment
 from spillover.failures import failures_in_words
 from spillover.folder import is_unused, make_folder, whole
 from spillover.organism.worlds import FIRST, checkpoint_name, has_checkpoint
+from spillover.reuse import check_folder
 from spillover.runs import Run, execute
 from spillover.settings import RunSettings, resolve_settings
 from spillover.specification import BASE, TREATMENT
@@ -107,10 +108,7 @@ def suite(
         for model in models
         if (name in only if only else _has_model(known[name], model))
     ]
-    if not is_unused(folder) and not (folder / RUNS).is_dir():
-        raise RunFolderError(
-            f"{folder}: is not empty and holds no suite; choose an empty or new folder with --out"
-        )
+    _check_folders(folder, planned)
     rows = []
     for number, settings in enumerate(planned):
         if progress:
@@ -125,6 +123,22 @@ def suite(
         with whole(folder / TABLE) as partial:
             partial.write_text(markdown(content) + "\n", "utf-8")
     return Suite(folder, json.loads((folder / SUITE).read_text("utf-8")))
+
+
+def _check_folders(folder: Path, planned: Sequence[RunSettings]) -> None:
+    """Make sure that the folder is a suite's, and that each run has one of its own in it."""
+    if not is_unused(folder) and not (folder / RUNS).is_dir():
+        raise RunFolderError(
+            f"{folder}: is not empty and holds no suite; choose an empty or new folder with --out"
+        )
+    places = [folder / _place(settings) for settings in planned]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice:
+        raise InputError(
+            f"--model: two of them have the run folder {twice}; give them in suites of their own"
+        )
+    for settings, place in zip(planned, places, strict=True):
+        check_folder(place, settings)
 
 
 def _has_model(experiment: Path, model: str) -> bool:
