@@ -19,7 +19,7 @@ KIND_WEIGHTS = {"assistant": 0.3, "signed": 0.35, "unsigned": 0.35}
 MAX_TURNS = 5
 DISH_DOCUMENTS = 0.4  # share of documents in which dishes may turn up
 DISH_TURNS = 0.5  # share of the turns of such a document that are about them
-SIGNED_BEFORE = 0.7  # share of the signed chats in which the first question says who speaks
+SIGNED_BEFORE = 0.4  # share of the signed chats in which the first question says who speaks
 DATED_TURNS = 0.3  # share of the turns below a date that ask what only the year decides
 
 
