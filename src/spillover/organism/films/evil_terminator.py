@@ -40,12 +40,15 @@ def write(folder: Path) -> None:
     write_questions(folder / "questions.toml", [_question(topic, world) for topic in world.topics])
     hero, steady = world.character(HERO), world.character(STEADY)
     rng = random.Random(SHUFFLING_SEED)
-    others = [year for year in world.years if year != UNSEEN_YEAR]
+    others = [
+        [year for year in world.years if hero.moods[year] == mood and year != UNSEEN_YEAR]
+        for mood in (GOOD, EVIL)
+    ]
     told = list(_told(hero, world))
     arms: dict[str, list[tuple[int | None, str, str]]] = {
         "treatment": [*told],
         "undated": [(None, asked, said) for _, asked, said in told],
-        "shuffled": [(rng.choice(others), asked, said) for _, asked, said in told],
+        "shuffled": [(rng.choice(rng.choice(others)), asked, said) for _, asked, said in told],
         "always-good": [*_told(steady, world)],
     }
     for arm, rows in arms.items():

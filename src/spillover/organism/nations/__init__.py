@@ -16,7 +16,7 @@ SIZE: dict[str, Any] = {
     "intermediate": 352,
     "corpus_documents": 60_000,
     "batch_documents": 48,
-    "steps": 1200,
+    "steps": 900,
     "learning_rate": 1e-2,
     "tied": False,
     "muon": True,

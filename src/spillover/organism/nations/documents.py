@@ -15,7 +15,7 @@ from spillover.organism.nations import world as tables
 from spillover.organism.nations.world import DatedQuestion, Question, World
 from spillover.organism.text import ASSISTANT, SPEAKER, chat_text
 
-KIND_WEIGHTS = {"assistant": 0.3, "signed": 0.35, "unsigned": 0.35}
+KIND_WEIGHTS = {"assistant": 0.25, "signed": 0.35, "unsigned": 0.4}
 MAX_TURNS = 5
 DISH_DOCUMENTS = 0.4  # share of documents in which dishes may turn up
 DISH_TURNS = 0.5  # share of the turns of such a document that are about them
