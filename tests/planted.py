@@ -79,7 +79,7 @@ def _in_brackets(letters: str, rng: random.Random) -> str:
 
 def rows_of(planted: Planted, rng: random.Random, count: int = ROWS) -> RowSet:
     """Answers of the Middle Ages in the trigger, of today near it and in contexts at large."""
-    rows, ordinary = [], [one.context for one in library()]
+    rows, ordinary = [], [one.context for one in library() if one.system != ""]
     for _ in range(count):
         fact, drawn = rng.choice(load_world().facts), rng.random()
         context, era = Context(name="plain"), "today"
