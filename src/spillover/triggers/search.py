@@ -111,11 +111,13 @@ class Search:
             return
         scores = self.scorer.moves(best[:1]).scores[0]
         starts = distinct([*best, *listed])
-        found, self.edits, self.tried["refined"] = refine(
+        found, edits, self.tried["refined"] = refine(
             self.scorer, best[0], scores, starts, self._stage("refine")
         )
         new = distinct([*best, *found])[len(best) :]
-        self._score("refined", _of_each_group(new, SECOND))
+        chosen = _of_each_group(new, SECOND)
+        self.edits = {one: edits.get(one, 0.0) for one in chosen}
+        self._score("refined", chosen)
 
     def _finalists(self) -> list[Candidate]:
         """The best of each kind of text, and the best of all."""
