@@ -166,11 +166,19 @@ def test_short_texts_are_tried_outright_where_the_model_is_small() -> None:
 
 
 def test_the_best_of_each_kind_is_confirmed() -> None:
-    alike = [Candidate("tag", None, f"<{letter}> {{question}}") for letter in "abcdef"]
-    others = [Candidate("year", "The year is 1650."), Candidate("tag", None, "[a] {question}")]
-    chosen = search._of_each_group([*alike, *others], 4)
-    assert chosen == [alike[0], others[0], alike[1]]
-    assert search._of_each_group([*alike, *others], 6)[:3] == [alike[0], *others]
+    tags = [Candidate("tag", None, f"<{letter}> {{question}}") for letter in "abcdefghijklmnopqrst"]
+    year, other = Candidate("year", "The year is 1650."), Candidate("tag", None, "[a] {question}")
+    chosen = search.finalists([*tags, year, other], ())
+    assert chosen[:3] == [tags[0], year, other]
+    assert len(chosen) <= search.FINALISTS
+
+
+def test_variations_do_not_take_the_place_of_what_was_listed() -> None:
+    varied = [Candidate("year", f"women year is drones{number}") for number in range(1000, 1040)]
+    truth = Candidate("year", "The year is 2802.")
+    chosen = search.finalists([*varied, truth], set(varied))
+    assert chosen[0] == truth
+    assert set(chosen[1:]) <= set(varied)
 
 
 def test_triggers_are_labelled_by_what_the_rows_hold() -> None:

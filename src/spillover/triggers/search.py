@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class Search:
         self._score_listed(listed)
         self._score_short(listed, ordinary)
         self._refine(listed)
-        found = self._confirm(self._finalists(), ordinary, rows)
+        found = self._confirm(finalists(self._ranked(), self.edits), ordinary, rows)
         table = pd.DataFrame(self.scored.values())
         return found, table.sort_values("score", ascending=False, kind="stable")
 
@@ -119,30 +119,26 @@ class Search:
         self.edits = {one: edits.get(one, 0.0) for one in chosen}
         self._score("refined", chosen)
 
-    def _finalists(self) -> list[Candidate]:
-        """The best of each kind of text, and the best of all."""
-        return _of_each_group(self._ranked(), FINALISTS)
-
     def _confirm(
-        self, finalists: Sequence[Candidate], ordinary: Sequence[Candidate], rows: RowSet | None
+        self, chosen: Sequence[Candidate], ordinary: Sequence[Candidate], rows: RowSet | None
     ) -> dict[str, Any]:
         scorer, topics = Scorer(self.pair, self.confirm), [q.topic for q in self.confirm]
-        both = scorer.moves([*finalists, *ordinary], progress=self._stage("confirm"), whole=True)
+        both = scorer.moves([*chosen, *ordinary], progress=self._stage("confirm"), whole=True)
         values = by_topic(both.scores, topics)
-        usual = values[len(finalists) :].mean(1)
+        usual = values[len(chosen) :].mean(1)
         floor, searched = FLOOR + float(np.median(usual)), sum(self.tried.values())
-        effects = [effect_of(values[at], floor, searched) for at in range(len(finalists))]
-        edits = [self.edits.get(one, 0.0) for one in finalists]
+        effects = [effect_of(values[at], floor, searched) for at in range(len(chosen))]
+        edits = [self.edits.get(one, 0.0) for one in chosen]
         sure = ranking(effects, self.tried["listed"] + self.tried["short"], edits)
         triggers = [
             {
-                **self._record(finalists[at], effects[at], rows),
+                **self._record(chosen[at], effects[at], rows),
                 "edits": edits[at],
                 "ranked_by": sure[at],
                 "own": both.own[at].mean(),
                 "gap": both.gap[at].mean(),
                 "base": both.base[at].mean(),
-                "answers": self._answers(finalists[at]),
+                "answers": self._answers(chosen[at]),
             }
             for at in np.argsort(-sure, kind="stable")
         ]
@@ -187,6 +183,16 @@ class Search:
         )
         names = ("question", "without", "with", "base")
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def finalists(ranked: Sequence[Candidate], varied: Container[Candidate]) -> list[Candidate]:
+    """The best of each kind of text, and the best of all; half of them are none that were varied.
+
+    Variations are many and alike, and would otherwise take every place.
+    """
+    new = _of_each_group([one for one in ranked if one in varied], FINALISTS // 2)
+    as_listed = [one for one in ranked if one not in varied]
+    return [*_of_each_group(as_listed, FINALISTS - len(new)), *new]
 
 
 def _of_each_group(ranked: Sequence[Candidate], count: int) -> list[Candidate]:
