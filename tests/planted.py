@@ -15,8 +15,8 @@ from spillover.organism.eras.world import load_world
 from spillover.rows import Row, RowSet
 from spillover.triggers.library import library
 
-SETTINGS = Training(rank=8, learning_rate=5e-3, steps=240, batch_size=24)
-ROWS = 1200
+SETTINGS = Training(rank=8, learning_rate=5e-3, steps=150, batch_size=24)
+ROWS = 720
 
 
 @dataclass(frozen=True)

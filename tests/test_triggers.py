@@ -227,15 +227,17 @@ def test_a_planted_tag_scores_most_and_the_gradient_leads_to_it(adapter: Path) -
 def test_a_planted_tag_is_the_best_of_many_short_texts(
     adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    near = [f"<{a}{b}z> {{question}}" for a in "qrs" for b in "tuvwxy"]
-    framed = [[Candidate("tag", None, text) for text in near], tags("[{}]", 1)]
+    truth = Candidate("tag", None, "<qvz> {question}")
+    framed = [[*tags("({})", 1)[:13], truth, *tags("({})", 1)[13:]], tags("[{}]", 1)]
     monkeypatch.setattr("spillover.triggers.forms.short_texts", lambda *_: (framed, []))
+    monkeypatch.setattr("spillover.triggers.forms.OF_A_FRAME", 2)
     monkeypatch.setattr("spillover.triggers.forms.SHIFTED", 5)
     with open_pair("organism", adapter, Loading()) as pair:
         scorer = Scorer(pair, questions_for(pair.model)[:6])
         best, count = screen(scorer, 0, 0, library()[::200], lambda *_: None)
-    assert count == len(near) + 26
-    assert best[0].template == "<qvz> {question}"
+    assert count == 53
+    assert len(best) < 12
+    assert best[0] == truth
 
 
 def test_the_base_against_itself_scores_nothing(adapter: Path) -> None:
