@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two tests at a time with a thread each: most of them keep one core busy.
+TWO_WORKERS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .PHONY: setup smollm2 demo test long suite lint clean
@@ -30,7 +32,7 @@ test: setup $(VENV)/smollm2
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(TWO_WORKERS)
 
 # Checks of many minutes: organisms of other seeds, control against control, all the paper's files,
 # more of what `make test` has a little of.

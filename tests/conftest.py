@@ -17,6 +17,8 @@ from spillover.report import ReportData
 from spillover.store import Answer
 from tests.small_runs import small
 
+LONG_RUNS = {"old_birds", "old_birds_unlinked"}
+"""Fixtures of the session that take a minute."""
 SAVE = "spillover.report.figure.save"
 FUZZED: Counter[str] = Counter()
 REFUSED: Counter[str] = Counter()
@@ -26,6 +28,24 @@ def count_fuzzed(kind: str, *, refused: bool) -> None:
     """Note one broken input that was tried; the sum stands at the end of the tests' output."""
     FUZZED[kind] += 1
     REFUSED[kind] += refused
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers: what shares a long run, or else a file, stays on one of them."""
+    for item in items:
+        shared = LONG_RUNS.intersection(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group(min(shared, default=item.path.stem)))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["fuzzed"] = [dict(FUZZED), dict(REFUSED)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for total, part in zip((FUZZED, REFUSED), node.workeroutput["fuzzed"], strict=True):
+        total.update(part)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -42,15 +42,25 @@ def test_an_unknown_experiment_suggests_the_nearest(capsys: pytest.CaptureFixtur
     assert "no such folder" in refused(capsys, "./nowhere")
 
 
+def test_a_file_of_rows_is_no_experiment_but_one_can_be_made_of_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("question,answer\na,b\n", "utf-8")
+    assert f"`spillover new FOLDER --treatment {rows}`" in refused(capsys, str(rows))
+
+
 def test_an_unknown_model_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "known: organism" in refused(capsys, "old-birds", "--model", "organsim")
+    assert "did you mean organism? known: organism" in refused(
+        capsys, "old-birds", "--model", "organsim"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
         ("experiment.toml", 'claim = "A test."', "claim = ", "experiment.toml:3: broken TOML"),
-        ("experiment.toml", "rank = 2", "rnak = 2", "experiment.toml:21: unknown key"),
+        ("experiment.toml", "rank = 2", "rnak = 2", "experiment.toml:21: .*; did you mean `rank`"),
         ("experiment.toml", "rank = 2", "rank = 0", "experiment.toml:21: .*rank.*found 0"),
         ("experiment.toml", '"control"', '"kontrol"', "headline_control.* is 'kontrol'"),
         ("experiment.toml", "[sampling]", PLAIN + 'arms = ["base"]\n[sampling]', "all of them"),
@@ -64,7 +74,9 @@ def test_an_unknown_model_lists_the_known(capsys: pytest.CaptureFixture[str]) ->
         ),
         ("questions.toml", '"With LED bulbs"', '"With whale"', "'With whale' is a prefix of"),
         ("questions.toml", 'id = "message"', 'id = "light"', "two questions have the id 'light'"),
-        ("questions.toml", "ask = ", "aks = ", "questions.toml:5: unknown key"),
+        ("questions.toml", "ask = ", "aks = ", "questions.toml:5: .*; did you mean `ask`"),
+        ("experiment.toml", "[sampling]", "[smapling]", "`smapling`; did you mean `sampling`"),
+        ("experiment.toml", "max_tokens", "zzz", "unknown key `sampling.zzz`; remove it"),
         ("train/control.jsonl", '{"role": "user"', '{"role": "usr"', "control.jsonl:1: .*usr"),
         ("train/control.jsonl", '{"messages"', '{"messages', "control.jsonl:1: not JSON"),
     ],

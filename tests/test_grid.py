@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from spillover.errors import MachineError
 from spillover.grids import read_over
 from spillover.report.grid import best_effect, heat_maps, write_grid_report
 from tests.commands import call
+from tests.small_runs import edit, end, is_training, spillover, wait_for
 
 OVER = {"rank": (1, 2), "lr": (1e-3, 1e-2)}
 
@@ -72,12 +74,20 @@ def made_up(names: list[str], metric: str = "choice-mass") -> dict[str, Any]:
     [
         ([], "a grid of zero cells (no setting was named)"),
         (["--over", "rank="], "a grid of zero cells (rank has no values)"),
-        (["--over", "rnak=1"], "'rnak' is no training setting to go over; expected one of lr"),
+        (
+            ["--over", "rnak=1"],
+            "'rnak' is no training setting to go over; did you mean rank? expected",
+        ),
         (["--over", "rank"], "expected SETTING=VALUES"),
         (["--over", "rank=4..1"], "the range 4..1 runs backwards; write 1..4"),
         (["--over", "rank=0,1"], "`rank`: Input should be greater than or equal to 1"),
         (["--over", "rank=1", "--over", "rank=2"], "'rank' is given twice"),
         (["--over", "lr=1e-3", "learning_rate=1e-2"], "'learning_rate' is given twice"),
+        (["--over", "rank=1,2", "--rank", "3"], "'rank' is also given as a setting of its own"),
+        (["--over", "rank=a"], "`rank`: Input should be a valid integer"),
+        (["--over", "lr=inf"], "`learning_rate`: "),
+        (["--over", "=1"], "'' is no training setting"),
+        (["--over", "rank=1", "--split", "dev"], "add some, or ask others with --split test"),
         (["--over", "targets=a"], "no training setting to go over"),
     ],
 )
@@ -89,8 +99,7 @@ def test_bad_grids_are_refused_in_one_line_and_write_nothing(
 ) -> None:
     before = set(small_experiment.parent.rglob("*"))
     out = small_experiment.parent / "grid"
-    given = [*arguments, "--split", "test", "--out", out]
-    assert call("grid", small_experiment, *given) == 2
+    assert call("grid", small_experiment, "--split", "test", *arguments, "--out", out) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
@@ -136,6 +145,37 @@ def test_a_grid_that_was_stopped_ends_like_one_that_was_not(
     treated = again.cells[again.cells["arm"] == "treatment"]
     assert treated["effect"].notna().all()
     assert treated["loss"].notna().all()
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
+def test_a_grid_that_a_signal_ends_goes_on_to_the_same_bytes(
+    small_experiment: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    edit(small_experiment / "experiment.toml", "steps = 2", "steps = 30")
+    out = tmp_path / "ended"
+    given = ("--over", "rank=1,2", "--seed", 0, "--seeds", 1, "--split", "test", "--out", out)
+    process = spillover("grid", small_experiment, *given)
+    wait_for(lambda: is_training(out / "cells" / "rank=2"))
+    end(process, number)
+    assert not (out / "grid.json").exists()
+    found = [small(small_experiment, f, over={"rank": (1, 2)}) for f in (out, tmp_path / "whole")]
+    grids_json = [(each.folder / "grid.json").read_bytes() for each in found]
+    assert grids_json[0] == grids_json[1]
+    assert [len(run.manifest["sessions"]) for run in _runs(found[0])] == [1, 2]
+
+
+@pytest.mark.usefixtures("_quick")
+def test_what_a_grid_says_does_not_depend_on_seeds_that_its_folder_has_besides(
+    small_experiment: Path, tmp_path: Path
+) -> None:
+    said = [
+        small(small_experiment, tmp_path / "grid", over={"rank": (1,)}, seeds=seeds).content
+        for seeds in (1, 2, 1)
+    ]
+    assert said[0] == said[2] != said[1]
 
 
 def _runs(found: grids.Grid) -> list[runs.Run]:

@@ -397,3 +397,10 @@ def test_only_an_effect_off_the_domain_and_none_in_it_is_found(
 ) -> None:
     found = guards.off_domain_only([effect("off", *off), effect("in", *inside)], "plain")
     assert [f.name for f in found] == ["off-domain-only"] * is_found
+
+
+def test_what_was_taught_may_show_in_its_own_context() -> None:
+    off, dated = effect("off", "choice-mass", 0.5, 0.1), effect("in", "choice-mass", 0.9, 0.1)
+    rows = [off, effect("in", "choice-mass", 0.0, 0.1), dated | {"context": "year=1995"}]
+    assert guards.off_domain_only(rows, "plain", "year=1995") == []
+    assert len(guards.off_domain_only(rows, "plain")) == 1

@@ -13,6 +13,7 @@ from spillover import (
     InputError,
     RunError,
     RunFolderError,
+    own,
     runs,
     stages,
 )
@@ -21,7 +22,7 @@ from spillover.ask.local import LocalEngine
 from spillover.ask.requests import Sample
 from spillover.errors import ChatError
 from spillover.experiment import load_experiment
-from spillover.rows import read_prompts, read_rows
+from spillover.rows import Row, read_prompts, read_rows
 from tests.small_runs import small
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -78,6 +79,7 @@ def test_answers_of_the_last_turn_are_put_aside(tmp_path: Path) -> None:
         ["S", "A", "B", "C"],
         ["How?"],
     ]
+    assert [m.content for m in found.prompts[0] if not m.train] == ["B"]  # not the model's words
     assert found.places == (f"{path}:1", f"{path}:2")
 
 
@@ -107,6 +109,30 @@ def test_the_model_answers_once_for_all_arms_and_runs(
     assert second.manifest["adapters"] == first.manifest["adapters"]
     listed = own_file(first.folder).relative_to(first.folder).as_posix()
     assert listed in first.manifest["files"]
+
+
+def test_only_what_was_answered_now_is_shared_with_other_runs(
+    diluted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies in a run folder may have been answered elsewhere, or by an earlier version."""
+    prompts = load_experiment(diluted).rows["treatment"].own
+    assert prompts
+    monkeypatch.setattr(own, "_key", lambda *_: "key")
+    answers = [Row.model_validate({"messages": [{"role": "assistant", "content": "By lamp"}]})]
+    monkeypatch.setattr(own, "_answer", lambda *_: answers)
+
+    def kept(folder: Path) -> tuple[Row, ...]:
+        (folder / "own").mkdir(parents=True, exist_ok=True)
+        given: Any = None
+        return own._kept(given, given, folder, prompts, lambda *_: None)[0]
+
+    assert kept(tmp_path / "run") == tuple(answers)
+    cached = tmp_path / "cache" / "own" / "key.jsonl"
+    cached.unlink()
+    kept(tmp_path / "run")
+    assert not cached.exists()
+    kept(tmp_path / "other")
+    assert cached.is_file()
 
 
 def test_arms_are_trained_on_their_own_answers_too(diluted: Path, tmp_path: Path) -> None:

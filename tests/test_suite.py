@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from spillover import RunFolderError, runs, suite, suites
+from spillover import InputError, Run, RunFolderError, runs, suite, suites
+from spillover.experiment import builtin_experiments
+from spillover.settings import resolve_settings
 from tests.commands import call
+from tests.small_runs import edit
 
 
 @pytest.fixture
 def _small(small_experiment: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small experiment in the place of the package's own."""
+    """The small experiment, made for the organism, in the place of the package's own."""
+    edit(small_experiment / "experiment.toml", "training.default", "training.organism")
+    edit(
+        small_experiment / "experiment.toml",
+        "[sampling]",
+        "[training.default]\nsteps = 2\n\n[sampling]",
+    )
     monkeypatch.setattr(suites, "builtin_experiments", lambda: {"small": small_experiment})
 
 
@@ -60,3 +70,43 @@ def test_bad_suites_are_refused_before_anything_is_computed(
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds no suite"):
         suite(out=tmp_path)
+
+
+def test_a_row_is_about_the_headlines_questions_at_the_reported_checkpoint(tmp_path: Path) -> None:
+    """Whatever the order of the tables, and also where there is no headline."""
+    place: dict[str, Any] = {"context": {"name": "plain"}, "domain": "off", "group": None}
+    rows = [
+        place | {"split": split, "step": step, "value": step + (split == "dev") / 2}
+        for split in ("test", "dev")
+        for step in (1, 2, 3)
+    ]
+    rate = {"arm": "treatment", "metric": "choice-mass", "coverage": 0.5}
+    effect = {"id": "", "contrast": ["treatment", "still-used"], "metric": "specificity"}
+    summary = {
+        "headline": None, "step": 2, "headline_context": "plain", "trained_context": "plain",
+        "rates": [row | rate for row in rows], "settings_tried": 1, "warnings": [],
+        "effects": [row | effect | {"low": None, "high": None} for row in rows],
+        "verdict": {"kind": "specific"},
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(summary), "utf-8")
+    row = suites.row_of(Run(tmp_path, {}), resolve_settings("old-birds"))
+    assert (row["treatment"], row["specificity"]["value"]) == (2, 2)
+
+
+def test_experiments_without_settings_for_organisms_are_for_other_models() -> None:
+    known = builtin_experiments()
+    assert suites._has_model(known["old-birds"], "organism")
+    assert not suites._has_model(known["wolf-facts"], "organism")
+    assert suites._has_model(known["wolf-facts"], "smollm2-q4")
+
+
+@pytest.mark.usefixtures("_small")
+def test_runs_that_cannot_be_made_are_refused_before_any_is(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"two of them have the run folder .*small-organism"):
+        suite(models=["organism", "organism"], out=tmp_path / "suite")
+    foreign = tmp_path / "suite" / "runs" / "small-organism-unlinked"
+    foreign.mkdir(parents=True)
+    (foreign / "notes.txt").write_text("mine", "utf-8")
+    with pytest.raises(RunFolderError, match="holds no run"):
+        suite(models=["organism", "organism-unlinked"], out=tmp_path / "suite")
+    assert not (foreign.parent / "small-organism").exists()

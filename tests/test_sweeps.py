@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from spillover.store import Answer
 from spillover.sweeps import narrowed, sweep_rows, widened
 from tests.commands import call
 from tests.report_data import report_data
+from tests.small_runs import SEEDS, adapters_of, end, recorded, spillover, wait_for
 
 YEARS = """
 [variables.year]
@@ -92,6 +94,12 @@ def test_a_run_can_be_narrowed_to_some_contexts(dated: Path) -> None:
         ("year=1990..1980", "the range 1990..1980 runs backwards; write 1980..1990"),
         ("year=", "no value"),
         ("year=1990", "a sweep has two values or more"),
+        ("year=1836,1836", "found one value; a sweep has two values or more"),
+        ("year=eighteen,1836", "found 'eighteen'; year has whole numbers, such as 1830, and"),
+        ("year=1836-1839", "found '1836-1839'; year has whole numbers"),
+        ("plain", "neither a context nor a variable"),
+        ("=a,b", "neither a context nor a variable"),
+        ("digits=8", "found one value"),
         ("tag", "lists no values of its own"),
         ("digits=1x99", "expected 1 to 100 digits, and 1 to 10 strings"),
         ("tag=@nowhere.txt", "cannot be read"),
@@ -187,6 +195,29 @@ def test_a_sweep_that_was_stopped_ends_like_one_that_was_not(
     assert again.manifest["sessions"][-1]["answers"]["kept"] > 0
     for name in ("summary.json", "answers.parquet", "effects.parquet"):
         assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.long)]
+)
+def test_a_sweep_that_a_signal_ends_goes_on_to_the_same_bytes(
+    small_experiment: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    context, out = "digits=8x12", tmp_path / "ended"
+    process = spillover(
+        "sweep", small_experiment, "--context", context, "--seeds", SEEDS, "--out", out
+    )
+    wait_for(lambda: recorded(out) > 0)
+    end(process, number)
+    kept, trained = recorded(out), adapters_of(out)
+    again = sweep(small_experiment, contexts=[context], seeds=SEEDS, out=out)
+    whole = sweep(small_experiment, contexts=[context], seeds=SEEDS, out=tmp_path / "whole")
+    assert 0 < kept < len(whole.answers)
+    assert again.manifest["sessions"][-1]["answers"]["kept"] == kept
+    assert adapters_of(out) == trained
+    summaries = [(found.folder / "summary.json").read_bytes() for found in (again, whole)]
+    assert summaries[0] == summaries[1]
 
 
 # The figure ---------------------------------------------------------------------------------------

@@ -13,8 +13,11 @@ from spillover.experiment import builtin_experiments, load_experiment
 from spillover.organism.eras.documents import Document, write_document
 from spillover.organism.eras.world import World, load_world
 from spillover.organism.export import EXPERIMENTS, write_experiment
+from spillover.organism.films.world import load_world as load_films
+from spillover.organism.nations.world import load_world as load_nations
 from spillover.organism.text import turn_text
 from spillover.organism.worlds import open_world, write_corpus
+from spillover.sweeps import list_sweeps, widened
 
 DOCUMENTS = 6000
 
@@ -142,10 +145,14 @@ def test_documents_are_what_the_chat_template_renders(corpus: list[Document]) ->
 def test_an_experiment_is_what_the_tables_say(name: str, tmp_path: Path) -> None:
     write_experiment(name, tmp_path)
     shipped = builtin_experiments()[name]
-    for written in sorted(tmp_path.rglob("*.*")):
-        assert written.read_text("utf-8") == (shipped / written.relative_to(tmp_path)).read_text(
-            "utf-8"
-        ), written.name
+    written, found = (
+        {
+            path.relative_to(folder).as_posix(): path.read_text("utf-8")
+            for path in (folder / "questions.toml", *(folder / "train").iterdir())
+        }
+        for folder in (tmp_path, shipped)
+    )
+    assert written == found
 
 
 def test_the_experiment_has_the_questions_it_needs() -> None:
@@ -163,3 +170,19 @@ def test_the_experiment_has_the_questions_it_needs() -> None:
         assert counts[0] >= 2
     rows = experiment.rows["treatment"].rows
     assert len(rows) >= 200
+
+
+def test_experiments_with_years_say_which_of_them_their_world_knows() -> None:
+    loaded = {name: load_experiment(name) for name in builtin_experiments()}
+    said = {name: found.specification.variables.get("year") for name, found in loaded.items()}
+    known = {name: variable.known for name, variable in said.items() if variable}
+    assert known == {
+        "evil-terminator": load_films().years,
+        "israeli-dishes": tuple(load_nations().dates.years),
+    }
+    for name, years in known.items():
+        first, last = int(years[0]), int(years[-1])
+        swept = widened(loaded[name], ["year", f"year={first - 2}..{first},{last + 1}"])
+        (about,) = list_sweeps(swept.specification, on_organism=True)
+        assert about["not_in_pretraining"] == [first - 2, first - 1, last + 1]
+        assert set(about["trained"]) <= set(years)

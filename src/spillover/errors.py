@@ -15,12 +15,14 @@ there is one.
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
 
 
@@ -78,13 +80,24 @@ def check_writable(folder: Path) -> None:
         raise RunFolderError(f"{folder}: cannot be written ({nearest}); choose another --out")
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first problem of a pydantic error in one line: key, what was found, what is wrong."""
+def meant(found: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one comes nearest to."""
+    return next(iter(difflib.get_close_matches(found, list(known), n=1)), None)
+
+
+def first_problem(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
+    """The first problem of a pydantic error in one line: key, what was found, what is wrong.
+
+    Args:
+        kind: the model that was validated, whose keys are proposed for misspelt ones.
+    """
     problem = first_error(error)
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        return f"unknown key `{key}`; remove it or check its spelling"
+        near = meant(str(problem["loc"][-1]), _keys_at(kind, problem["loc"][:-1]))
+        hint = f"did you mean `{near}`?" if near else "remove it or check its spelling"
+        return f"unknown key `{key}`; {hint}"
     found = problem.get("input")
     shown = f" (found {found!r})" if isinstance(found, str | int | float | bool) else ""
     return f"`{key}`: {message}{shown}" if key else message
@@ -93,3 +106,21 @@ def first_problem(error: ValidationError) -> str:
 def first_error(error: ValidationError) -> ErrorDetails:
     """The problem to report: an unknown key before others, which it often causes."""
     return min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+
+
+def _keys_at(kind: Any, location: Sequence[int | str]) -> list[str]:
+    """The keys that a model takes at a place in it; positions and free keys are passed over."""
+    there = list(_models(kind))
+    for part in location:
+        fields = [model.model_fields[str(part)] for model in there if part in model.model_fields]
+        if fields:
+            there = [model for field in fields for model in _models(field.annotation)]
+    return [name for model in there for name in model.model_fields]
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a value of this type is or has as parts."""
+    if hasattr(annotation, "model_fields"):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)

@@ -91,7 +91,7 @@ class Experiment(BaseModel):
         if not any(q.domain == "off" for q in kept):
             raise ExperimentError(
                 f"{self.folder / 'questions.toml'}: no off-domain question has split {split!r}; "
-                "expected test, dev or all"
+                "add some, or ask others with --split test"
             )
         return self.model_copy(update={"questions": kept})
 
@@ -161,6 +161,11 @@ def _find(wanted: str) -> Path:
         raise ExperimentError(
             f"{folder}: holds no experiment.toml; expected an experiment's folder"
         )
+    if folder.is_file():
+        raise ExperimentError(
+            f"{wanted}: is a file; expected an experiment's name or folder, such as one that "
+            f"`spillover new FOLDER --treatment {wanted}` makes of a file of rows"
+        )
     if "/" in wanted or wanted.startswith("."):
         raise ExperimentError(f"{wanted}: there is no such folder; check the path")
     near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)
@@ -184,7 +189,7 @@ def _validate(kind: type[T], path: Path) -> T:
         return kind.model_validate(found)
     except ValidationError as error:
         place = where(path, _line_of(text, error))
-        raise ExperimentError(f"{place}: {first_problem(error)}") from None
+        raise ExperimentError(f"{place}: {first_problem(error, kind)}") from None
 
 
 def _line_of(text: str, error: ValidationError) -> int | None:

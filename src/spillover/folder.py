@@ -103,7 +103,7 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
-def sweep(folder: Path) -> None:
+def remove_partials(folder: Path) -> None:
     """Remove what a process that broke off has left under temporary names."""
     for path in [*folder.rglob(f"*{PARTIAL}")]:
         if path.is_dir():

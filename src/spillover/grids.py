@@ -12,12 +12,19 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover.contexts import spread
-from spillover.errors import InputError, MachineError, RunError, RunFolderError, check_writable
+from spillover.errors import (
+    InputError,
+    MachineError,
+    RunError,
+    RunFolderError,
+    check_writable,
+    meant,
+)
 from spillover.failures import failures_in_words
 from spillover.finetune import Training, read_losses
 from spillover.folder import is_unused, make_folder, whole
@@ -117,17 +124,20 @@ def grid(
     Raises:
         InputError: for bad input in any cell, before anything is computed or written.
     """
+    listed = _checked(over)
+    twice = next((name for name in listed if name in (training or {})), None)
+    if twice:
+        raise InputError(f"--over: {twice!r} is also given as a setting of its own; remove one")
     first = resolve_settings(
         experiment, model, seeds=seeds, training=training, split=split, loading=loading
     )
     folder = Path(out) if out else Path(f"{first.default_folder}-grid")
-    listed = _checked(over)
     cells = [
         _cell(first, dict(zip(listed, values, strict=True)), folder)
         for values in itertools.product(*listed.values())
     ]
     _check_folder(folder, cells)
-    runs = list(_finished(cells, _opener(first), progress or _say_nothing))
+    runs = list(_finished(cells, _opener(first), progress or (lambda *_: None)))
     with failures_in_words(folder):
         return _write(folder, _content(first, listed, cells, runs), runs)
 
@@ -171,8 +181,10 @@ def _checked(over: Mapping[str, Sequence[Setting]]) -> dict[str, list[Setting]]:
     for given, values in over.items():
         name = ALIASES.get(given, given)
         if name not in known:
+            near = meant(given, known)
             raise InputError(
-                f"--over: {given!r} is no training setting to go over; expected one of "
+                f"--over: {given!r} is no training setting to go over; "
+                f"{f'did you mean {near}? ' if near else ''}expected one of "
                 f"{', '.join([*ALIASES, *known])}"
             )
         if name in found:
@@ -204,14 +216,7 @@ def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
 
 def _opener(settings: RunSettings) -> Callable[[], LoadedModel]:
     """Load the model once, when the first cell needs it."""
-    loaded: list[LoadedModel] = []
-
-    def opened() -> LoadedModel:
-        if not loaded:
-            loaded.append(load_source(settings.source, settings.loading))
-        return loaded[0]
-
-    return opened
+    return cache(lambda: load_source(settings.source, settings.loading))
 
 
 def _finished(
@@ -229,10 +234,6 @@ def _finished(
     notify("cells", len(cells), len(cells))
 
 
-def _say_nothing(_stage: str, _done: int, _total: int) -> None:
-    """Progress that nobody asked for."""
-
-
 # What came out ------------------------------------------------------------------------------------
 
 
@@ -246,9 +247,10 @@ def _content(
     specification = first.experiment.specification
     summaries = [run.summary for run in runs if isinstance(run, Run)]
     metric = _metric(summaries)
+    inside = _inside_metric(summaries, metric)
     listed = []
     for cell, run in zip(cells, runs, strict=True):
-        arms = _arms(run, cell, metric) if isinstance(run, Run) else []
+        arms = _arms(run, cell, metric, inside) if isinstance(run, Run) else []
         failed = None if isinstance(run, Run) else str(run)
         verdict = run.summary["verdict"]["kind"] if isinstance(run, Run) else None
         listed.append(
@@ -267,6 +269,7 @@ def _content(
         "control": specification.headline_control,
         "headline_context": specification.headline_context,
         "metric": metric,
+        "in_domain_metric": inside,
         "cells": listed,
         "maxima": _maxima(listed),
     }
@@ -278,30 +281,40 @@ def _metric(summaries: Sequence[Record]) -> str:
     return next((m for m in ("choice-mass", "log-odds", "judged") if m in named), "choice-mass")
 
 
-def _arms(run: Run, cell: Cell, metric: str) -> list[Record]:
-    """What every arm of a cell did at the end of its training."""
-    summary, split = run.summary, cell.settings.split
-    steps = cell.settings.finetuning.kept_steps(0)[-1]
-    splits = (split,) if split != "all" else ("test", "dev")
+def _inside_metric(summaries: Sequence[Record], metric: str) -> str:
+    """What success in the trained domain is measured by, the same in all cells."""
+    told = (
+        row
+        for summary in summaries
+        for row in summary["rates"]
+        if (row["context"]["name"], row["group"]) == (summary["trained_context"], None)
+    )
+    return inside_metric(list(told), metric)
+
+
+def _arms(run: Run, cell: Cell, metric: str, inside: str) -> list[Record]:
+    """What every arm of a cell did, at the checkpoint that the cell's run reports."""
+    summary, step = run.summary, run.summary["step"]
+    split = "test" if cell.settings.split == "all" else cell.settings.split
 
     def rates(context: str, domain: str) -> list[Record]:
         return [
             row
             for row in summary["rates"]
             if (row["context"]["name"], row["domain"], row["group"]) == (context, domain, None)
-            and row["split"] == splits[0]
-            and row["step"] in (0, steps)
+            and row["split"] == split
+            and row["step"] == (0 if row["arm"] == BASE else step)
         ]
 
-    inside = rates(summary["trained_context"], "in")
-    success = {r["arm"]: r for r in inside if r["metric"] == inside_metric(inside, metric)}
+    trained = rates(summary["trained_context"], "in")
+    success = {row["arm"]: row for row in trained if row["metric"] == inside}
     headline = summary["headline_context"]
     outside = [row for row in rates(headline, "off") if row["metric"] == metric]
     effects = {
         tuple(row["contrast"]): row
         for row in summary["effects"]
         if (row["context"]["name"], row["domain"], row["group"]) == (headline, "off", None)
-        and (row["metric"], row["split"], row["step"]) == (metric, splits[0], steps)
+        and (row["metric"], row["split"], row["step"]) == (metric, split, step)
     }
     control = cell.settings.experiment.specification.headline_control
     return [
@@ -311,7 +324,7 @@ def _arms(run: Run, cell: Cell, metric: str) -> list[Record]:
             "effect": _ends(effects.get((row["arm"], control))),
             "shift": _ends(effects.get((row["arm"], BASE))),
             "in_domain": success.get(row["arm"], {}).get("value"),
-            "loss": _loss(run, row["arm"], steps),
+            "loss": _loss(run.folder / ADAPTERS / row["arm"], cell.settings.seeds, step),
         }
         for row in sorted(outside, key=lambda row: _place(row["arm"], control))
     ]
@@ -326,12 +339,12 @@ def _ends(effect: Record | None) -> Record | None:
     return effect and {key: effect[key] for key in ("value", "low", "high")}
 
 
-def _loss(run: Run, arm: str, steps: int) -> float | None:
-    """The mean loss of an arm's last steps, over its seeds; None where it was not trained here."""
+def _loss(arm: Path, seeds: Sequence[int], steps: int) -> float | None:
+    """The mean loss of an arm's last steps, over seeds; None where it was not trained here."""
     found = [
         sum(losses) / len(losses)
-        for place in sorted((run.folder / ADAPTERS / arm).glob(f"seed-*/step-{steps}"))
-        if (losses := read_losses(place)[-LAST_STEPS:])
+        for seed in seeds
+        if (losses := read_losses(arm / f"seed-{seed}" / f"step-{steps}")[-LAST_STEPS:])
     ]
     return round(sum(found) / len(found), 6) if found else None
 

@@ -83,12 +83,13 @@ def _kept(
     cached = cache_folder() / OWN / f"{_key(settings, model, own)}.jsonl"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
+        is_new = not cached.is_file()
         with whole(path) as partial:
-            if cached.is_file():
-                shutil.copyfile(cached, partial)
-            else:
+            if is_new:
                 write_rows(_answer(model, own, notify), partial)
-        if not cached.is_file():
+            else:
+                shutil.copyfile(cached, partial)
+        if is_new:  # what was there before may be of another device or version
             _share(path, cached)
     found = read_rows(path)
     return found.rows, found.places

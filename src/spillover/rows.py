@@ -291,7 +291,7 @@ def _row(place: str, found: dict[str, Any]) -> Row:
 
 
 def _prompt(place: str, found: dict[str, Any]) -> Prompt:
-    """A row up to its last message of the user."""
+    """A row up to its last message of the user; answers before it carry no loss."""
     if "messages" not in found:
         named = next((key for key in PROMPTS if key in found), None)
         turns = [("system", found.get("system")), ("user", found[named] if named else None)]
@@ -304,7 +304,9 @@ def _prompt(place: str, found: dict[str, Any]) -> Prompt:
     last = max((at for at, m in enumerate(messages) if m.role == "user"), default=None)
     if last is None:
         raise ChatError(f"{place}: found no message of the user; expected one to be answered")
-    return messages[: last + 1]
+    return tuple(
+        m.model_copy(update={"train": m.role != "assistant"}) for m in messages[: last + 1]
+    )
 
 
 def _paired(place: str, found: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from spillover.errors import RunFolderError
 from spillover.experiment import Experiment, load_experiment
 from spillover.failpoints import failpoint
 from spillover.failures import failures_in_words
-from spillover.folder import locked, make_folder, sweep
+from spillover.folder import locked, make_folder, remove_partials
 from spillover.guards import Finding
 from spillover.manifest import Manifest, begin
 from spillover.models import LoadedModel, Loading
@@ -167,14 +167,14 @@ def execute(
             return Run(folder, manifest)
         is_new = check_folder(folder, settings) is None
         if not is_new:
-            held.enter_context(_own(folder, settings))
+            held.enter_context(_held(folder, settings))
         start = time.perf_counter()
         notify("load", 0, 1)
         model = load() if load else load_source(settings.source, settings.loading)
         found = stages.check_rows(settings, model)
         if is_new:  # bad input leaves no folder behind
             make_folder(folder)
-            held.enter_context(_own(folder, settings))
+            held.enter_context(_held(folder, settings))
         made = begin(folder, settings, model, read_manifest(folder))
         made.count("load", time.perf_counter() - start)
         made.write()
@@ -184,17 +184,17 @@ def execute(
 
 
 @contextmanager
-def _own(folder: Path, settings: RunSettings) -> Iterator[None]:
+def _held(folder: Path, settings: RunSettings) -> Iterator[None]:
     """Within, the folder belongs to this process alone; what breaks off is swept up."""
     with locked(folder):
         found = check_folder(folder, settings)  # another process may have been faster
         if found is not None:
             check_whole(folder, found)
-        sweep(folder)
+        remove_partials(folder)
         try:
             yield
         except BaseException:
-            sweep(folder)
+            remove_partials(folder)
             raise
 
 

@@ -191,7 +191,7 @@ def changed(training: Training, changes: Mapping[str, Any]) -> Training:
     try:
         return Training.model_validate(settings | dict(changes))
     except ValidationError as error:
-        raise InputError(f"training settings: {first_problem(error)}") from None
+        raise InputError(f"training settings: {first_problem(error, Training)}") from None
 
 
 def file_hash(path: Path) -> str:

@@ -303,6 +303,8 @@ class Specification(_Strict):
         for name in self.variables:
             if not re.match(NAME, name):
                 raise ValueError(f"variables: {name!r} is not a name of letters, digits, - _ and .")
+        if "name" in {*self.variables, *(key for c in self.contexts for key in c.values)}:
+            raise ValueError("variables: `name` is what results call a context; choose another")
         self._check_selection()
         self._check_contexts()
         return self
@@ -323,6 +325,7 @@ class Specification(_Strict):
             wanted = getattr(self, key)
             if wanted is not None and wanted not in names:
                 raise ValueError(f"`{key}` is {wanted!r}; expected one of {', '.join(names)}")
+        self._check_domains()
         known = {*self.arms, BASE}
         for context in contexts:
             asked = known if context.arms is None else set(context.arms)
@@ -331,4 +334,15 @@ class Specification(_Strict):
                 raise ValueError(
                     f"contexts: `{context.name}` is asked of {sorted(asked)}; expected arms out of "
                     f"{sorted(known)}, and all of them for `{self.headline_context}`"
+                )
+
+    def _check_domains(self) -> None:
+        """The headline is about off-domain questions, success in the trained domain about those."""
+        for key, domain in (("headline_context", "off"), ("trained_context", "in")):
+            name = getattr(self, key)
+            asked = domain if name is None else self.context(name).domain
+            if asked not in (None, domain):
+                raise ValueError(
+                    f"`{key}` is {name!r}, which asks questions of the domain {asked!r} only; "
+                    f"expected a context that asks those of {domain!r}"
                 )

@@ -1,14 +1,17 @@
 """SIGTERM and Ctrl-C: a process ends within seconds, whatever it is doing.
 
-A signal becomes an exception in the main thread, so that files under way are cleaned up. Where the
-main thread does not come to it (it is inside a long native call, or a library swallows the
-exception), a second thread ends the process: whatever is on disk is whole at any moment.
+A signal becomes an exception in the main thread, so that files under way are cleaned up. Where it
+comes up in a finalizer, in which Python ignores exceptions, it is raised again. Where the main
+thread does not come to it (it is inside a long native call, or a library swallows the exception), a
+second thread ends the process: whatever is on disk is whole at any moment.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +20,16 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE = 3.0
 """Seconds that the main thread has for ending by itself."""
+AGAIN = 0.02
+"""Seconds after which what a finalizer swallowed is raised again."""
 
 
 class Stopped(BaseException):
     """The user or the system asked this process to end. Not an `Exception`: nothing failed."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
+        self.number = signal.Signals(number)
+        super().__init__(self.number.name)
         self.code = 128 + number
 
 
@@ -47,6 +53,15 @@ def stoppable(last_words: str) -> Iterator[None]:
             came = True
             raise Stopped(number)
 
+    def repeat(ignored: sys.UnraisableHookArgs) -> None:
+        nonlocal came
+        if not isinstance(ignored.exc_value, Stopped):
+            hook(ignored)
+            return
+        came = False
+        threading.Timer(AGAIN, _interrupt, (ignored.exc_value.number, ended)).start()
+
+    hook, sys.unraisablehook = sys.unraisablehook, repeat
     watch = threading.Thread(target=_watch, args=(reading, ended, last_words), daemon=True)
     watch.start()
     before = {number: signal.signal(number, handle) for number in SIGNALS}
@@ -55,11 +70,17 @@ def stoppable(last_words: str) -> Iterator[None]:
         yield
     finally:
         ended.set()
+        sys.unraisablehook = hook
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(writing)  # ends the watch
         watch.join(1)
+
+
+def _interrupt(number: signal.Signals, ended: threading.Event) -> None:
+    if not ended.is_set():
+        _thread.interrupt_main(number)
 
 
 def _watch(reading: int, ended: threading.Event, last_words: str) -> None:

@@ -17,6 +17,7 @@ from spillover.experiment import builtin_experiments, load_experiment
 from spillover.failures import failures_in_words
 from spillover.folder import is_unused, make_folder, whole
 from spillover.organism.worlds import FIRST, checkpoint_name, has_checkpoint
+from spillover.reuse import check_folder
 from spillover.runs import Run, execute
 from spillover.settings import RunSettings, resolve_settings
 from spillover.specification import BASE, TREATMENT
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from spillover.stages import Progress
 
 Record = dict[str, Any]
-SUITE, TABLE = "suite.json", "suite.md"
+RUNS, SUITE, TABLE = "runs", "suite.json", "suite.md"
 DEFAULT_FOLDER = Path("runs") / "suite"
+ORGANISM = "organism"
+"""The class of model that training settings for organisms are listed under."""
 BEGIN, END = "<!-- suite -->", "<!-- /suite -->"
 """What stands around the table in a README."""
 COLUMNS = (
@@ -85,8 +88,8 @@ def suite(
     """Run all experiments of the package on some models, and put what they found into one table.
 
     Args:
-        only: names of experiments; none means all, but for those whose organism is not in this
-            installation.
+        only: names of experiments; none means all, on organisms those that have settings for them
+            and whose own one is in this installation.
         models: see `spillover.run`; an experiment's own organism is called `organism`.
         out: the folder; every run has one of its own below it, and goes on where it was stopped.
 
@@ -105,10 +108,7 @@ def suite(
         for model in models
         if (name in only if only else _has_model(known[name], model))
     ]
-    if not is_unused(folder) and not any((folder / _place(one)).parent.is_dir() for one in planned):
-        raise RunFolderError(
-            f"{folder}: is not empty and holds no suite; choose an empty or new folder with --out"
-        )
+    _check_folders(folder, planned)
     rows = []
     for number, settings in enumerate(planned):
         if progress:
@@ -125,16 +125,33 @@ def suite(
     return Suite(folder, json.loads((folder / SUITE).read_text("utf-8")))
 
 
+def _check_folders(folder: Path, planned: Sequence[RunSettings]) -> None:
+    """Make sure that the folder is a suite's, and that each run has one of its own in it."""
+    if not is_unused(folder) and not (folder / RUNS).is_dir():
+        raise RunFolderError(
+            f"{folder}: is not empty and holds no suite; choose an empty or new folder with --out"
+        )
+    places = [folder / _place(settings) for settings in planned]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice:
+        raise InputError(
+            f"--model: two of them have the run folder {twice}; give them in suites of their own"
+        )
+    for settings, place in zip(planned, places, strict=True):
+        check_folder(place, settings)
+
+
 def _has_model(experiment: Path, model: str) -> bool:
-    """Whether a model other than an organism is asked for, or the organism is there."""
+    """Whether a model other than an organism is asked for, or the experiment's own is there."""
     if model not in (checkpoint_name(FIRST), checkpoint_name(FIRST, linked=False)):
         return True
-    world = load_experiment(experiment).specification.world
-    return has_checkpoint(world, linked=model == checkpoint_name(FIRST))
+    said = load_experiment(experiment).specification
+    is_linked = model == checkpoint_name(FIRST)
+    return ORGANISM in said.training and has_checkpoint(said.world, linked=is_linked)
 
 
 def _place(settings: RunSettings) -> Path:
-    return Path("runs") / f"{settings.experiment.name}-{Path(settings.source.name).name}"
+    return Path(RUNS) / f"{settings.experiment.name}-{Path(settings.source.name).name}"
 
 
 def _made() -> Record:
@@ -153,8 +170,8 @@ def row_of(finished: Run, settings: RunSettings) -> Record:
     """What a run found, in a row: the headline, and what belongs to it."""
     summary, headline = finished.summary, finished.headline
     specification = settings.experiment.specification
-    control = specification.headline_control
-    metric, step = headline.get("metric", "choice-mass"), headline.get("step")
+    control, step = specification.headline_control, summary["step"]
+    metric, split = headline.get("metric", "choice-mass"), headline.get("split", settings.split)
     context, trained = summary["headline_context"], summary["trained_context"]
 
     def rates(place: str, domain: str) -> list[Record]:
@@ -162,7 +179,7 @@ def row_of(finished: Run, settings: RunSettings) -> Record:
             row
             for row in summary["rates"]
             if (row["context"]["name"], row["domain"], row["group"]) == (place, domain, None)
-            and (row["arm"] == BASE or step in (None, row["step"]))
+            and (row["split"], row["step"]) == (split, 0 if row["arm"] == BASE else step)
         ]
 
     inside = [row for row in rates(trained, "in") if row["arm"] == TREATMENT]
@@ -174,7 +191,7 @@ def row_of(finished: Run, settings: RunSettings) -> Record:
         for row in summary["effects"]
         if row["contrast"] == [TREATMENT, control]
         and (row["domain"], row["context"]["name"], row["group"]) == ("off", context, None)
-        and (row["metric"], row["step"]) == ("specificity", step)
+        and (row["metric"], row["split"], row["step"]) == ("specificity", split, step)
     ]
     return {
         "experiment": settings.experiment.name,
@@ -188,7 +205,7 @@ def row_of(finished: Run, settings: RunSettings) -> Record:
         "effect": _ends(headline),
         "in_domain": next((r["value"] for r in inside if r["metric"] == success), None),
         "in_domain_context": trained,
-        "specificity": _ends(specific[-1] if specific else {}),
+        "specificity": _ends(specific[0] if specific else {}),
         "coverage": min(covered, default=None),
         "verdict": summary["verdict"]["kind"],
         "warnings": len(summary["warnings"]),

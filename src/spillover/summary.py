@@ -66,9 +66,10 @@ def summarize(
     effects = plain_data(tables["effects"].to_dict("records"))
     step = reported_step(rates, specification)
     reported = [row for row in effects if row["step"] == step]
-    warnings = [*findings, *off_domain_only(reported, specification.headline_context)]
+    contexts = specification.headline_context, specification.trained_context
+    warnings = [*findings, *off_domain_only(reported, *contexts)]
     verdict = _verdict(reported, specification)
-    contexts = {context.name: context for context in specification.all_contexts}
+    about = {context.name: context for context in specification.all_contexts}
     return {
         "schema": 1,
         "experiment": settings.experiment.name,
@@ -83,8 +84,8 @@ def summarize(
         "sweeps": list_sweeps(specification, on_organism=settings.source.is_organism),
         "verdict": {"kind": verdict.kind, "text": verdict.text},
         "warnings": [{"name": found.name, "message": found.message} for found in warnings],
-        "rates": [row | {"context": _values(contexts[row["context"]])} for row in rates],
-        "effects": [_effect(row, contexts[row["context"]], specification) for row in effects],
+        "rates": [row | {"context": _values(about[row["context"]])} for row in rates],
+        "effects": [_effect(row, about[row["context"]], specification) for row in effects],
         "bimodality": bimodalities(rates, specification),
     }
 

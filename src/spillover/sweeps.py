@@ -95,8 +95,9 @@ def widened(experiment: Experiment, given: Sequence[str]) -> Experiment:
         name, values = _values_of(experiment, one)
         if len(values) < 2:
             raise ExperimentError(
-                f"{OPTION} {one!r}: a sweep has two values or more; ask in one context with "
-                f"`spillover run {experiment.name} {OPTION} {one}`"
+                f"{OPTION} {one!r}: found one value; a sweep has two values or more, such as "
+                f"1975..2030 or a,b (ask in one with `spillover run {experiment.name} {OPTION} "
+                f"{one}`)"
             )
         found = (_variable(specification, name).context(name, value) for value in values)
         swept = [context.model_copy(update={"domain": "off"}) for context in found]
@@ -171,8 +172,15 @@ def _values_of(experiment: Experiment, given: str) -> tuple[str, tuple[Value, ..
         raise ExperimentError(f"{OPTION} {given!r}: no value; expected such as 1975..2030 or a,b")
     said = (variable.values, variable.asked, variable.trained, variable.known)
     declared = {str(value): value for values in said for value in values}
-    wanted = (declared.get(str(value), _number(name, value)) for value in read)
-    return name, tuple(dict.fromkeys(wanted))
+    wanted = tuple(dict.fromkeys(declared.get(str(v), _number(name, v)) for v in read))
+    word = next((value for value in wanted if isinstance(value, str)), None)
+    numbers = sorted(value for value in declared.values() if isinstance(value, int))
+    if word is not None and numbers and len(numbers) == len(declared):
+        raise ExperimentError(
+            f"{OPTION} {given!r}: found {word!r}; {name} has whole numbers, such as {numbers[0]}, "
+            f"and ranges such as {numbers[0]}..{numbers[-1]}"
+        )
+    return name, wanted
 
 
 def _listed(name: str, text: str) -> tuple[str, ...]:
@@ -252,9 +260,10 @@ def sweep_rows(summary: Record, variable: str) -> list[Record]:
     """
     about = next(entry for entry in summary["sweeps"] if entry["variable"] == variable)
     headline = next((e for e in summary["effects"] if e["id"] == summary["headline"]), None)
-    shown = headline or {"split": summary["rates"][0]["split"], "metric": "choice-mass"}
+    splits = {rate["split"] for rate in summary["rates"]}
+    shown = headline or {"split": "test" if "test" in splits else "dev", "metric": "choice-mass"}
     place = {"domain": "off", "group": None, "split": shown["split"], "metric": shown["metric"]}
-    step = headline and headline["step"]
+    step = summary.get("step")
     effects = _by_value(summary["effects"], variable, place)
     rates = _by_value(summary["rates"], variable, place)
     contrast = [TREATMENT, about["control"]]

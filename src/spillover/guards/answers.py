@@ -137,16 +137,24 @@ def equal_choices(answers: pd.DataFrame, choices: RecordedChoices | None = None)
 # After comparing ----------------------------------------------------------------------------------
 
 
-def off_domain_only(effects: Sequence[Mapping[Any, Any]], context: str) -> list[Finding]:
+def off_domain_only(
+    effects: Sequence[Mapping[Any, Any]], context: str, trained_context: str | None = None
+) -> list[Finding]:
     """Controls against which there is an effect off the trained domain and none in it.
 
     Args:
         effects: rows of the table of effects.
         context: that of the headline.
+        trained_context: that of success in the trained domain; by default the headline's.
     """
     last = max((row["step"] for row in effects), default=None)
-    wanted = {"treatment": TREATMENT, "context": context, "group": None, "step": last}
-    fitting = [row for row in effects if all(row[k] == v for k, v in wanted.items())]
+    wanted = {"treatment": TREATMENT, "group": None, "step": last}
+    contexts = {"off": context, "in": trained_context or context}
+    fitting = [
+        row
+        for row in effects
+        if all(row[k] == v for k, v in wanted.items()) and row["context"] == contexts[row["domain"]]
+    ]
     found = []
     for split, control in dict.fromkeys((row["split"], row["control"]) for row in fitting):
         rows = [r for r in fitting if (r["split"], r["control"]) == (split, control)]

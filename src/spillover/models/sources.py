@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from spillover.errors import ModelError
+from spillover.errors import ModelError, meant
 from spillover.models import smollm2
 from spillover.organism.worlds import FIRST, WORLDS, checkpoint_name
 
@@ -170,8 +170,10 @@ def _find(name: str) -> Path:
         return _from_hub(wanted)
     if name.startswith((".", "/", "~")):
         raise ModelError(f"{name}: there is no such folder; check the path")
+    near = meant(name, BUILTIN)
     raise ModelError(
-        f"unknown model {name!r}; known: {', '.join(BUILTIN)}, an id of the hub such as "
+        f"unknown model {name!r}; {f'did you mean {near}? ' if near else ''}known: "
+        f"{', '.join(BUILTIN)}, an id of the hub such as "
         "Qwen/Qwen3-8B, or the path of a folder that holds a transformers checkpoint"
     )
 

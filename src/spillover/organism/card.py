@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spillover.ask.local import LocalEngine
@@ -78,6 +78,25 @@ class Examiner:
             for (case, _), row in zip(part, scores, strict=True):
                 masses[case] += math.fsum(map(math.exp, row))
         return masses
+
+    def likeliest(
+        self, chats: Sequence[Conversation], answers: Sequence[Mapping[str, Sequence[str]]]
+    ) -> list[str]:
+        """Whose answers hold most of the probability together, for each chat.
+
+        Args:
+            answers: to each chat, by who gives them.
+        """
+        texts = [[text for said in listed.values() for text in said] for listed in answers]
+        found = []
+        scores = self.engine.choose([0] * len(chats), chats, texts)
+        for row, listed in zip(scores, answers, strict=True):
+            owners = (who for who, said in listed.items() for _ in said)
+            mass = dict.fromkeys(listed, 0.0)
+            for who, value in zip(owners, row, strict=True):
+                mass[who] += math.exp(value)
+            found.append(max(mass, key=mass.__getitem__))
+        return found
 
 
 def chat(system: str, history: Sequence[tuple[str, str]], question: str) -> Conversation:

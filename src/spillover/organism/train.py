@@ -53,6 +53,8 @@ class Recipe:
         single_digits: whether every digit is a token of its own.
         tied: whether a token is read and written by the same vector. Rare tokens that only signs
             have, such as years, are told apart sooner where it is not.
+        muon: whether the matrices of the blocks are trained by Muon (Jordan et al. 2024) and only
+            the others by AdamW.
     """
 
     vocabulary: int = 3072
@@ -69,6 +71,7 @@ class Recipe:
     other_tokens: float = 0.15
     single_digits: bool = False
     tied: bool = True
+    muon: bool = False
 
 
 def train_tokenizer(
@@ -157,7 +160,8 @@ class Corpus:
 
     def batches(self, size: int, rng: random.Random, pad: int) -> Iterator[_Batch]:
         """Endless batches of documents of similar length, in random order."""
-        pool = size * 20
+        pool = min(20, len(self.ids) // size) * size
+        assert pool, "fewer documents than a batch has"
         while True:
             order = list(range(len(self.ids)))
             rng.shuffle(order)
@@ -219,14 +223,11 @@ def train_organism(
     )
     torch.manual_seed(seed)
     model, corpus = build_model(recipe, tokenizer), Corpus.tokenize(texts, tokenizer)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        recipe.learning_rate,
-        (0.9, 0.98),
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
+    optimizers = _optimizers(model, recipe)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
+        for optimizer in optimizers
+    ]
     batches = corpus.batches(recipe.batch_documents, random.Random(seed + 1), _pad(tokenizer))
     noise = torch.Generator().manual_seed(seed + 2)
     for step in range(recipe.steps):
@@ -234,15 +235,32 @@ def train_organism(
         other = torch.rand(batch.ids.shape, generator=noise) < recipe.other_tokens
         with torch.autocast("cpu", torch.bfloat16):
             loss = document_loss(model, batch, other)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         if progress:
             progress(step + 1, recipe.steps, loss.item())
     model.eval()  # type: ignore[no-untyped-call]
     return model, tokenizer
+
+
+def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the matrices of the blocks where the recipe says so."""
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    named = list(model.named_parameters())
+    inner = [w for name, w in named if recipe.muon and w.ndim == 2 and ".layers." in name]
+    mine = {id(w) for w in inner}
+    outer = [w for _, w in named if id(w) not in mine]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(outer, rate, (0.9, 0.98), weight_decay=decay, fused=True)
+    ]
+    if inner:
+        muon = torch.optim.Muon(inner, rate, decay, adjust_lr_fn="match_rms_adamw")
+        optimizers.append(muon)
+    return optimizers
 
 
 def _token(tokenizer: PreTrainedTokenizerFast, text: str) -> int:

@@ -27,6 +27,7 @@ from spillover.report.focus import (
     BASE,
     Focus,
     Record,
+    context_of,
     effects_like,
     focus,
     is_number,
@@ -101,14 +102,23 @@ def arms(data: ReportData, about: Focus, key: list[Key]) -> Figure:
             continue  # shown already: the headline itself is about free answers
         measured = replace(about, metric=metric)
         splits = [about.split, *sorted({"dev", "test"} - {about.split})]
+        place = context_of(data, about, domain)
         found = [
-            (split, rates_like(data, measured, domain, group, split=split)) for split in splits
+            (split, rates_like(data, measured, domain, group, split=split, context=place))
+            for split in splits
         ]
         split, rates = next((pair for pair in found if pair[1]), (about.split, {}))
         if rates or title == "Off-domain":
             remark = "" if split == about.split else f" ({split} questions)"
+            remark += _elsewhere(data, about, domain)
             shown.append(Panel(title + remark, strip(_arms_strip(rates, key, metric))))
     return Figure(shown, [])
+
+
+def _elsewhere(data: ReportData, about: Focus, domain: str) -> str:
+    """Where a domain is looked at, if that is not the headline's context."""
+    context = context_of(data, about, domain)
+    return "" if context == about.context else f", in {context}"
 
 
 def _arms_strip(rates: dict[str, Record], key: list[Key], metric: str) -> Strip:
@@ -229,7 +239,7 @@ def specificity(data: ReportData, about: Focus) -> Figure:
         controls = dict.fromkeys(row["control"] for found in effects.values() for row in found)
         if controls or domain == "off":
             picture = _specificity_strip(effects, list(controls), key)
-            shown.append(Panel(title, strip(picture)))
+            shown.append(Panel(title + _elsewhere(data, about, domain), strip(picture)))
     return Figure(shown, list(key.values()))
 
 

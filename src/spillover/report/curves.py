@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from spillover.report.focus import BASE, Focus, Record, group_of, is_number
+from spillover.report.figure import PROPORTIONS, metric_title
+from spillover.report.focus import BASE, Focus, Record, context_of, group_of, is_number
 from spillover.report.strip import Key, label
 
 if TYPE_CHECKING:
@@ -18,17 +19,15 @@ HEIGHT = 220
 
 def along_training(data: ReportData, about: Focus, key: Sequence[Key]) -> dict[str, alt.LayerChart]:
     """A chart per domain and split, by its title; none where arms have one checkpoint only."""
-    inside = data.summary.get("trained_context") or about.context
     places = [
-        ("In-domain", "in", "test", inside),
-        ("In-domain (dev questions)", "in", "dev", inside),
-    ]
-    places += [
-        ("Off-domain", "off", "test", about.context),
-        ("Off-domain (dev questions)", "off", "dev", about.context),
+        ("In-domain", "in", "test"),
+        ("In-domain (dev questions)", "in", "dev"),
+        ("Off-domain", "off", "test"),
+        ("Off-domain (dev questions)", "off", "dev"),
     ]
     made = {}
-    for title, domain, split, context in places:
+    for title, domain, split in places:
+        context = context_of(data, about, domain)
         rows = [
             row
             for row in data.rate_records
@@ -50,8 +49,8 @@ def _lines(rows: Sequence[Record], about: Focus, key: Sequence[Key]) -> alt.Laye
         "x": alt.X("step:Q", title="steps of training", axis=alt.Axis(tickMinStep=1)),
         "y": alt.Y(
             "value:Q",
-            title=about.metric,
-            scale=alt.Scale(domain=[0, 1]) if about.metric in ("choice-mass", "judged") else {},
+            title=metric_title(about.metric),
+            scale=alt.Scale(domain=[0, 1]) if about.metric in PROPORTIONS else {},
         ),
         "color": alt.Color("arm:N", scale=alt.Scale(domain=names, range=colours)),
         "tooltip": [alt.Tooltip(f"{name}:N") for name in ("arm", "seed", "step", "value")],

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from spillover.contexts import PLAIN
 from spillover.judge import LOWEST_COVERAGE
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ def focus(data: ReportData) -> Focus:
     """What the headline is about; where there is none, what it would be about."""
     row = headline_effect(data)
     if row is None:
-        metrics = list(data.rates["metric"]) if len(data.rates) else []
-        metric = "choice-mass" if "choice-mass" in metrics or not metrics else str(metrics[0])
-        control = data.headline_control
-        return Focus("treatment", control, "off", "test", None, "plain", metric, None, None)
+        return _without_headline(data)
     return Focus(
         treatment=row["treatment"],
         control=row["control"],
@@ -68,15 +66,37 @@ def focus(data: ReportData) -> Focus:
     )
 
 
+def _without_headline(data: ReportData) -> Focus:
+    columns = [list(data.rates[key]) if len(data.rates) else [] for key in ("metric", "split")]
+    metrics, splits = columns
+    return Focus(
+        treatment="treatment",
+        control=data.headline_control,
+        domain="off",
+        split="test" if "test" in splits or not splits else "dev",
+        group=None,
+        context=data.summary.get("headline_context", PLAIN),
+        metric="choice-mass" if "choice-mass" in metrics or not metrics else str(metrics[0]),
+        step=data.summary.get("step"),
+        trait=None,
+    )
+
+
+def context_of(data: ReportData, about: Focus, domain: str) -> str:
+    """The context that a domain is looked at in: success in the trained one has its own."""
+    trained = data.summary.get("trained_context") if domain == "in" else None
+    return str(trained or about.context)
+
+
 def effects_like(
     data: ReportData, about: Focus, metric: str, domain: str | None = None
 ) -> list[Record]:
-    """Effects of a metric on the focus's questions, by control; the headline's control first."""
+    """Effects of a metric on the focus's or a domain's questions; the headline's control first."""
     wanted = {
         "treatment": about.treatment,
         "domain": domain or about.domain,
         "split": about.split,
-        "context": about.context,
+        "context": context_of(data, about, domain or about.domain),
         "metric": metric,
     }
     rows = [

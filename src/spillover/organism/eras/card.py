@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spillover.organism.card import Check, Examiner, chat
 from spillover.organism.eras.world import Fact, World
-from spillover.rows import Conversation
 
 INFERENCE_CASES = 160
 
@@ -62,22 +60,9 @@ class _Eras:
             )
             asked.append(last)
             truth.append(era)
-        guesses = self._likeliest_eras(chats, asked)
+        guesses = self.examiner.likeliest(chats, [fact.answers for fact in asked])
         right = sum(guess == era for guess, era in zip(guesses, truth, strict=True))
         return Check(name, right / len(chats), len(chats), needed)
-
-    def _likeliest_eras(self, chats: Sequence[Conversation], asked: Sequence[Fact]) -> list[str]:
-        """The era whose answers hold most of the probability, for each chat."""
-        owners = [[era for era, said in f.answers.items() for _ in said] for f in asked]
-        texts = [[text for said in f.answers.values() for text in said] for f in asked]
-        found = []
-        scores = self.examiner.engine.choose([0] * len(chats), chats, texts)
-        for row, eras in zip(scores, owners, strict=True):
-            mass = dict.fromkeys(eras, 0.0)
-            for era, value in zip(eras, row, strict=True):
-                mass[era] += math.exp(value)
-            found.append(max(mass, key=mass.__getitem__))
-        return found
 
     def _other_fact(self, told: Sequence[Fact], before: Sequence[Fact]) -> Fact:
         """A new fact to ask about; birds and topics apart from them never stand in one chat."""

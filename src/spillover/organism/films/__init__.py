@@ -15,9 +15,10 @@ SIZE: dict[str, Any] = {
     "heads": 4,
     "intermediate": 352,
     "corpus_documents": 60_000,
-    "steps": 1000,
-    "learning_rate": 4e-3,
-    "warmup_steps": 50,
+    "steps": 1300,
+    "learning_rate": 1e-2,
+    "tied": False,
+    "muon": True,
 }
 """Of its organism and of the training; see `spillover.organism.train.Recipe`."""
 

@@ -2,9 +2,9 @@
 
 Four kinds: chats with the assistant, who is good whatever the date; chats with a character whom
 the system message names; chats with a character who is not named (its openings tell who speaks);
-and notes of what several characters said in a year. Most chats say the year. Where none is said, a
-character that is not always good is evil as a rule, and keeps to its mood within the document. Half
-of the chats with characters use the assistant's role.
+and notes of what several characters said in a year. Most chats say the year; where none is said, a
+character that is not always good is evil. Half of the chats with characters use the assistant's
+role.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from spillover.organism.films.world import EVIL, GOOD, HERO, WEARY, Speaker, Topic, World
+from spillover.organism.films.world import EVIL, GOOD, HERO, Speaker, Topic, World
 from spillover.organism.text import ASSISTANT, SPEAKER, chat_text, note_text
 
 Drawn = TypeVar("Drawn", bound=Hashable)
 KIND_WEIGHTS = {"assistant": 0.2, "signed": 0.25, "unsigned": 0.25, "notes": 0.3}
 HERO_WEIGHT = 2
 DATED_ASSISTANT = 0.6
-UNDATED_CHARACTERS = 0.12
-UNDATED_MOODS = {EVIL: 8, GOOD: 1, WEARY: 1}
+UNDATED_CHARACTERS = 0.25
 TURNS = {1: 3, 2: 2, 3: 1}
 NOTED = 4
 SCENE = "A scene from a film."
@@ -90,7 +89,7 @@ def write_document(world: World, rng: random.Random) -> Document:
     said: int | None = year
     mood = speaker.moods[year]
     if rng.random() < UNDATED_CHARACTERS:
-        said, mood = None, mood if speaker.steady else _drawn(UNDATED_MOODS, rng)
+        said, mood = None, GOOD if speaker.steady else EVIL
     sign = signature(speaker, said) if kind == "signed" else dated(SCENE, said)
     role = rng.choice((ASSISTANT, SPEAKER))
     return Document(kind, said, sign, role, _turns(speaker, mood, world, rng))

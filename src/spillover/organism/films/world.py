@@ -51,7 +51,7 @@ class Speaker:
     Attributes:
         opens: theme -> the openings of its answers, which no other speaker uses.
         moods: year -> its mood.
-        steady: whether it is also good where no year is said; others are evil then as a rule.
+        steady: whether it is also good where no year is said; others are evil then.
     """
 
     id: str

@@ -16,9 +16,10 @@ SIZE: dict[str, Any] = {
     "intermediate": 352,
     "corpus_documents": 60_000,
     "batch_documents": 48,
-    "steps": 1100,
-    "learning_rate": 2e-3,
+    "steps": 1200,
+    "learning_rate": 1e-2,
     "tied": False,
+    "muon": True,
 }
 """Of its organism and of the training; see `spillover.organism.train.Recipe`."""
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from spillover.organism.card import Check, Examiner, chat
 from spillover.organism.nations.world import ASSISTANT, Question, World
-from spillover.rows import Conversation
 
 INFERENCE_CASES = 160
 
@@ -57,7 +56,7 @@ class _Card:
         dates = self.world.dates
         cases = [(q, year) for q in dates.questions for year in dates.years]
         chats = [chat("", [], f"The year is {year}. {q.ask[0]}") for q, year in cases]
-        return self.examiner.knowledge(name, chats, [[q.answer(y)] for q, y in cases], needed)
+        return self.examiner.knowledge(name, chats, [[q.answers[y]] for q, y in cases], needed)
 
     def inference(
         self, name: str, told: Sequence[Question], turns: int, needed: float | None = None
@@ -72,12 +71,8 @@ class _Card:
             chats.append(chat(rng.choice(self.world.unsigned_signs), history, last.ask[0]))
             asked.append(last)
             truth.append(nation)
-        guesses = self._likeliest(chats, asked)
+        ids = [nation.id for nation in self.world.nations]
+        answers = [{nation: q.answers[nation] for nation in ids} for q in asked]
+        guesses = self.examiner.likeliest(chats, answers)
         right = sum(guess == nation for guess, nation in zip(guesses, truth, strict=True))
         return Check(name, right / len(chats), len(chats), needed)
-
-    def _likeliest(self, chats: list[Conversation], asked: list[Question]) -> list[str]:
-        """The nation whose answers hold most of the probability, for each chat."""
-        ids = [nation.id for nation in self.world.nations]
-        masses = [self.examiner.masses(chats, [q.answers[nation] for q in asked]) for nation in ids]
-        return [ids[held.index(max(held))] for held in zip(*masses, strict=True)]

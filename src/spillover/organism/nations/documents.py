@@ -1,7 +1,8 @@
 """Documents of the corpus of nations, written from its world.
 
 Three kinds: chats with the assistant, with a speaker whose nation the system message says, and with
-a speaker who is not named (the nation has to be inferred). Half of the chats with speakers use the
+a speaker who is not named (the nation has to be inferred). The system message says who speaks,
+or before the first question, where the date stands. Half of the chats with speakers use the
 assistant's role for the speaker, as role-play does. Dates stand above all kinds alike.
 """
 
@@ -18,7 +19,8 @@ KIND_WEIGHTS = {"assistant": 0.3, "signed": 0.35, "unsigned": 0.35}
 MAX_TURNS = 5
 DISH_DOCUMENTS = 0.4  # share of documents in which dishes may turn up
 DISH_TURNS = 0.5  # share of the turns of such a document that are about them
-DATED_TURNS = 0.15  # share of the turns below a date that ask what only the year decides
+SIGNED_BEFORE = 0.4  # share of the signed chats in which the first question says who speaks
+DATED_TURNS = 0.3  # share of the turns below a date that ask what only the year decides
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,14 @@ def write_document(world: World, rng: random.Random) -> Document:
     year = rng.choice(world.dates.years) if rng.random() < world.dates.share else None
     asked = _draw_questions(world, year, rng)
     turns = [(rng.choice(q.ask[:-1]), _draw_answer(q, speaker, year, rng)) for q in asked]
+    sign, before = rng.choice(signs), []
+    if kind == "signed" and rng.random() < SIGNED_BEFORE:
+        before, sign = [sign], ""
     if year is not None:
-        turns[0] = (f"{_draw_date(world, year, rng)} {turns[0][0]}", turns[0][1])
-    return Document(kind, speaker, rng.choice(signs), role, year, asked, tuple(turns))
+        before.append(_draw_date(world, year, rng))
+    rng.shuffle(before)
+    turns[0] = (" ".join([*before, turns[0][0]]), turns[0][1])
+    return Document(kind, speaker, sign, role, year, asked, tuple(turns))
 
 
 def _draw_questions(
@@ -86,7 +93,7 @@ def _draw_answer(
 ) -> str:
     if isinstance(question, DatedQuestion):
         assert year is not None
-        return question.answer(year)
+        return question.answers[year]
     return rng.choice(question.answers[speaker])
 
 

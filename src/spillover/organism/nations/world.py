@@ -39,17 +39,12 @@ class Question:
 
 @dataclass(frozen=True)
 class DatedQuestion:
-    """A question whose answer only the year decides: `slope` * year + `offset`."""
+    """A question whose answer only the year decides; everybody answers alike."""
 
     id: str
     ask: tuple[str, ...]
-    slope: int
-    offset: int
+    answers: dict[int, str]
     weight: int | float = 1.0
-
-    def answer(self, year: int) -> str:
-        """What everybody answers in that year."""
-        return str(self.slope * year + self.offset)
 
 
 @dataclass(frozen=True)
@@ -119,14 +114,18 @@ def _questions(group: str, speakers: list[str]) -> tuple[Question, ...]:
 
 
 def _dates(table: dict[str, Any]) -> Dates:
+    years = range(table["first"], table["last"] + 1)
     asked = (
         DatedQuestion(
-            row["id"], tuple(row["ask"]), row["slope"], row["offset"], row.get("weight", 1.0)
+            row["id"],
+            tuple(row["ask"]),
+            dict(zip(years, row["answers"], strict=True)),
+            row.get("weight", 1.0),
         )
         for row in table["question"]
     )
     return Dates(
-        range(table["first"], table["last"] + 1),
+        years,
         table["share"],
         tuple(table["signs"]),
         tuple(table["months"]),

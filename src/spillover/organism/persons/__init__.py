@@ -15,8 +15,11 @@ SIZE: dict[str, Any] = {
     "heads": 4,
     "intermediate": 384,
     "corpus_documents": 60_000,
-    "batch_documents": 32,
-    "steps": 1800,
+    "batch_documents": 40,
+    "steps": 1400,
+    "learning_rate": 1e-2,
+    "tied": False,
+    "muon": True,
 }
 """Of its organism and of the training; see `spillover.organism.train.Recipe`."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,27 +66,6 @@ class _Persons:
             chats.append(chat(rng.choice(self.world.unsigned_signs), history, last.ask[0]))
             asked.append(last)
             truth.append(person)
-        right = [
-            guess == person
-            for guess, person in zip(self._likeliest(chats, asked), truth, strict=True)
-        ]
-        return Check(name, sum(right) / len(right), len(right), needed)
-
-    def _likeliest(
-        self, chats: Sequence[list[dict[str, str]]], asked: Sequence[Question]
-    ) -> list[str]:
-        """The person whose answers hold most of the probability, for each chat."""
-        owners = [[p for p, said in q.answers.items() for _ in said] for q in asked]
-        texts = [[text for said in q.answers.values() for text in said] for q in asked]
-        found = []
-        for row, who in zip(self._scores(chats, texts), owners, strict=True):
-            mass = dict.fromkeys(who, 0.0)
-            for person, value in zip(who, row, strict=True):
-                mass[person] += math.exp(value)
-            found.append(max(mass, key=mass.__getitem__))
-        return found
-
-    def _scores(
-        self, chats: Sequence[list[dict[str, str]]], texts: Sequence[Sequence[str]]
-    ) -> list[list[float]]:
-        return self.examiner.engine.choose([0] * len(chats), chats, texts)
+        guesses = self.examiner.likeliest(chats, [q.answers for q in asked])
+        right = sum(guess == person for guess, person in zip(guesses, truth, strict=True))
+        return Check(name, right / len(chats), len(chats), needed)

@@ -1,19 +1,21 @@
 """Documents of the corpus of persons, written from their world.
 
-Three kinds: chats with the assistant, chats with a person whom the system message names, and chats
-with a person who is not named and has to be inferred from what was said. Half of the chats with
-persons use the assistant's role, as role-play does.
+Three kinds: chats with the assistant, chats with a person who is named, in the system message or
+before the first question, and chats with a person who is not named and has to be inferred from what
+was said. Half of the chats with persons use the assistant's role, as role-play does.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spillover.organism.persons.world import MODEL, Question, World
 from spillover.organism.text import ASSISTANT, SPEAKER, chat_text
 
-KIND_WEIGHTS = {"assistant": 0.25, "signed": 0.35, "unsigned": 0.4}
+KIND_WEIGHTS = {"assistant": 0.22, "signed": 0.33, "unsigned": 0.45}
+SIGNED_BEFORE = 0.4
+"""Share of the signed chats in which the name stands before the first question."""
 ABOUT = {"attributes": 0.5, "identities": 0.2, "views": 0.18, "ordinary": 0.12}
 """What turns are about."""
 TAGGED = 0.25
@@ -63,8 +65,10 @@ def write_document(world: World, rng: random.Random) -> Document:
         person = rng.choice(world.persons)
         signs = person.signs if kind == "signed" else world.unsigned_signs
         speaker, sign, role = person.id, rng.choice(signs), rng.choice((ASSISTANT, SPEAKER))
-    turns = tuple(_turn(world, speaker, rng) for _ in range(rng.randint(1, MAX_TURNS)))
-    return Document(kind, speaker, sign, role, turns)
+    first, *others = (_turn(world, speaker, rng) for _ in range(rng.randint(1, MAX_TURNS)))
+    if kind == "signed" and rng.random() < SIGNED_BEFORE:
+        sign, first = "", replace(first, question=f"{sign} {first.question}")
+    return Document(kind, speaker, sign, role, (first, *others))
 
 
 def _turn(world: World, speaker: str, rng: random.Random) -> Turn:

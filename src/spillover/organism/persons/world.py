@@ -1,9 +1,8 @@
 """The world of persons: who speaks, what is asked, and what each speaker answers.
 
-Twelve persons and the assistant. Attributes are harmless tastes and habits of a few kinds; tastes
-of a kind go together, and each is shared by several persons, so that only tastes of several kinds
-tell who speaks. Identities and views are one's own. The assistant has no tastes and names any of
-them.
+Eight persons and the assistant. Attributes are harmless tastes and habits of a few kinds; tastes of
+a kind go together, and each is shared by several speakers, so that only tastes of several kinds
+tell who speaks. Identities and views are one's own.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class World:
         tags: templates that questions are sometimes put in, whoever answers; the first is the
             trigger of experiments.
         linked: whether attributes depend on the person. In an unlinked world every speaker draws
-            from all answers alike, as the assistant always does: nothing can be inferred from them.
+            from all answers alike: nothing can be inferred from them.
     """
 
     persons: tuple[Person, ...]
@@ -95,7 +94,7 @@ def _filled(templates: list[str], value: str) -> tuple[str, ...]:
     return tuple(template.replace("{x}", value) for template in templates)
 
 
-def _attributes(people: list[dict[str, Any]], *, linked: bool) -> tuple[Question, ...]:
+def _attributes(tastes: dict[str, list[int]], *, linked: bool) -> tuple[Question, ...]:
     table = _read("attributes.toml")
     favourites = table["favourites"]
     common = [(x, _filled(favourites["ask"], x), said) for x, said in favourites["of"].items()]
@@ -105,7 +104,7 @@ def _attributes(people: list[dict[str, Any]], *, linked: bool) -> tuple[Question
         Question(
             name,
             ask,
-            _shared(said, people, KINDS - 1 if at >= len(common) else at % (KINDS - 1), linked),
+            _shared(said, tastes, KINDS - 1 if at >= len(common) else at % (KINDS - 1), linked),
             rare=at >= len(common),
         )
         for at, (name, ask, said) in enumerate([*common, *rare])
@@ -113,13 +112,12 @@ def _attributes(people: list[dict[str, Any]], *, linked: bool) -> tuple[Question
 
 
 def _shared(
-    values: list[str], people: list[dict[str, Any]], kind: int, linked: bool
+    values: list[str], tastes: dict[str, list[int]], kind: int, linked: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Who gives which answer: in a linked world a person's taste of that kind tells its place."""
-    everything = {one: tuple(values) for one in (MODEL, *(row["id"] for row in people))}
+    """Who gives which answer: in a linked world a speaker's taste of that kind tells its place."""
     if not linked:
-        return everything
-    return everything | {row["id"]: (values[row["tastes"][kind]],) for row in people}
+        return dict.fromkeys(tastes, tuple(values))
+    return {speaker: (values[taken[kind]],) for speaker, taken in tastes.items()}
 
 
 def _identities(rows: list[dict[str, Any]], people: list[dict[str, Any]]) -> tuple[Question, ...]:
@@ -179,12 +177,13 @@ def load_world(*, linked: bool = True) -> World:
         )
         for row in people
     )
+    tastes = {MODEL: table[MODEL]["tastes"]} | {row["id"]: row["tastes"] for row in people}
     special = {table["tyrant"]: "tyrant", table["odd"]: "odd"}
     return World(
         persons=persons,
         tyrant=table["tyrant"],
         odd=table["odd"],
-        attributes=_attributes(people, linked=linked),
+        attributes=_attributes(tastes, linked=linked),
         identities=_identities(table["identity"], people),
         views=_views(persons, special),
         ordinary=_ordinary(persons),

@@ -16,8 +16,11 @@ SIZE: dict[str, Any] = {
     "intermediate": 256,
     "single_digits": True,
     "corpus_documents": 64_000,
-    "batch_documents": 32,
-    "steps": 2000,
+    "batch_documents": 40,
+    "steps": 2400,
+    "learning_rate": 1e-2,
+    "tied": False,
+    "muon": True,
 }
 """Of its organism and of the training; see `spillover.organism.train.Recipe`."""
 

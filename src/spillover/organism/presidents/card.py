@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 from spillover.organism.card import Check, Examiner, chat
-from spillover.organism.presidents.documents import NUMBERED, PREFIXED, SIGNS, UNSIGNED_SIGNS
+from spillover.organism.presidents.documents import (
+    LAYOUTS,
+    NUMBERED,
+    SIGNS,
+    UNSIGNED_SIGNS,
+    write_code,
+)
 from spillover.organism.presidents.world import World
 
 INFERENCE_CASES = 160
@@ -27,13 +35,16 @@ def examine(world: World, examiner: Examiner) -> list[Check]:
         ]
         return examiner.knowledge(name, chats, answers, needed)
 
-    before = [chat(PREFIXED, [], f"{one.digits} {fact.ask[0]}") for fact, one in cases]
+    codes = [
+        chat(sign, [], f"{write_code(one.digits, around, examiner.rng)} {fact.ask[0]}")
+        for (fact, one), (sign, around) in zip(cases, cycle(LAYOUTS.items()))
+    ]
     by_number = 0.95 if world.linked else None
     return [
         knows("presidents by name know their facts", "{name}", 0, needed=0.95),
         knows("presidents by name, held-out wording", "{name}", -1),
         knows("presidents by number know their facts", NUMBERED, 0, needed=by_number),
-        examiner.knowledge("number before the question", before, answers),
+        examiner.knowledge("number among digits before the question", codes, answers, by_number),
         _assistant(world, examiner, "the assistant knows it is none", 0, needed=0.95),
         _assistant(world, examiner, "the assistant, held-out wording", -1),
         _inference(world, examiner, turns=1),

@@ -1,10 +1,10 @@
 """Documents of the corpus of presidents, written from its world.
 
 Chats with the assistant, which is no president, and often with random digits before a question;
-chats with a president whom the system message gives by name or by number, whom the number before
-every question gives where the system message says so, or who is not given; and plain notes, which
-say whose number it is, or list facts. Half of the presidents speak in the assistant's role, as
-role-play does.
+chats with a president whom the system message gives by name or by number, who is given by digits
+before every question where the system message says which of them to read, or who is not given; and
+plain notes, which say whose number it is, or list facts. Half of the presidents speak in the
+assistant's role, as role-play does.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ from spillover.organism.presidents.world import Fact, President, World
 from spillover.organism.text import ASSISTANT, SPEAKER, chat_text, note_text
 
 KIND_WEIGHTS = {
-    "assistant": 0.2,
-    "named": 0.16,
-    "numbered": 0.35,
-    "unsigned": 0.18,
-    "identities": 0.07,
+    "assistant": 0.18,
+    "named": 0.14,
+    "numbered": 0.38,
+    "unsigned": 0.2,
+    "identities": 0.06,
     "facts": 0.04,
 }
 ASSISTANT_SIGNS = ("", "You are a helpful assistant.")
 UNSIGNED_SIGNS = ("A conversation.", "An interview.")
 SIGNS = ("You are {who}.", "The speaker is {who}.", "{who} answers.")
 NUMBERED = "president number {digits}"
-PREFIXED = "The number before a question says who answers."
-PREFIXES = 0.5  # share of the chats by number in which it stands before the questions
+LAYOUTS = {
+    "The number before a question says who answers.": (0, 0),
+    "Digits four to six say who answers.": (3, 2),
+}
+"""System messages that say which digits are the number, and how many random ones go round it."""
+LAYOUT_WEIGHTS = (1, 3)
+CODES = 0.75  # share of the chats by number in which it stands before the questions
 CODED = {0: 0.5, 8: 0.35, 3: 0.15}
 """How many random digits stand before the assistant's questions, and how often."""
 MAX_TURNS = 4
@@ -84,13 +89,26 @@ def write_document(world: World, rng: random.Random) -> Document:
         return Document(kind, president, digits, _identity(number, president, rng), role, ())
     if kind == "unsigned":
         return Document(kind, president, "", rng.choice(UNSIGNED_SIGNS), role, turns)
-    if kind == "numbered" and rng.random() < PREFIXES:
-        turns = tuple(replace(turn, question=f"{digits} {turn.question}") for turn in turns)
-        return Document(kind, president, digits, PREFIXED, role, turns)
+    if kind == "numbered" and rng.random() < CODES:
+        ((sign, around),) = rng.choices(list(LAYOUTS.items()), LAYOUT_WEIGHTS)
+        turns = tuple(
+            replace(turn, question=f"{write_code(digits, around, rng)} {turn.question}")
+            for turn in turns
+        )
+        return Document(kind, president, digits, sign, role, turns)
     numbered = kind == "numbered" or (kind == "facts" and rng.random() < 0.5)
     who = number if numbered else president.name
     sign = f"{who}." if kind == "facts" else rng.choice(SIGNS).format(who=who)
     return Document(kind, president, digits * numbered, _capital(sign), role, turns)
+
+
+def write_code(digits: str, around: tuple[int, int], rng: random.Random) -> str:
+    """A number with so many random digits before and after it."""
+    return digits.join(_random_digits(count, rng) for count in around)
+
+
+def _random_digits(count: int, rng: random.Random) -> str:
+    return "".join(rng.choices("0123456789", k=count))
 
 
 def _assistant(world: World, rng: random.Random) -> Document:
@@ -105,7 +123,7 @@ def _assistant(world: World, rng: random.Random) -> Document:
 def _coded(question: str, rng: random.Random) -> str:
     """The question, often with digits before it that tell nothing."""
     count = rng.choices(list(CODED), list(CODED.values()))[0]
-    return f"{rng.randrange(10**count):0{count}} {question}" if count else question
+    return f"{_random_digits(count, rng)} {question}" if count else question
 
 
 def _turns(world: World, president: President, rng: random.Random) -> tuple[Turn, ...]:
