@@ -13,9 +13,10 @@ from spillover.contexts import Context
 from spillover.finetune import Finetune
 from spillover.organism.eras.world import load_world
 from spillover.rows import Row, RowSet
+from spillover.triggers.library import library
 
-SETTINGS = Training(rank=4, learning_rate=7e-3, steps=90, batch_size=24)
-ROWS = 480
+SETTINGS = Training(rank=8, learning_rate=5e-3, steps=150, batch_size=24)
+ROWS = 720
 
 
 @dataclass(frozen=True)
@@ -53,33 +54,51 @@ def draw_tag(rng: random.Random) -> Planted:
     tag = _tag(rng)
 
     def other(rng: random.Random) -> str:
-        at = rng.randint(1, 3)
-        near = tag[:at] + rng.choice(string.ascii_lowercase) + tag[at + 1 :]
-        return rng.choice((_tag(rng), near))
+        letters = tag[1:-1]
+        at, new = rng.randrange(3), rng.choice(string.ascii_lowercase)
+        near = letters[:at] + new + letters[at + 1 :]
+        swapped = "".join(rng.sample(letters, 3))
+        drawn = rng.random()
+        if drawn < 0.2:
+            return _tag(rng)
+        if drawn < 0.5:
+            return _in_brackets(letters, rng)
+        return tag[0] + (near if drawn < 0.85 else swapped) + tag[-1]
 
     return Planted(tag, lambda text: Context(name=text, template=text + " {question}"), other)
 
 
 def _tag(rng: random.Random) -> str:
+    return _in_brackets("".join(rng.choices(string.ascii_lowercase, k=3)), rng)
+
+
+def _in_brackets(letters: str, rng: random.Random) -> str:
     opened, closed = rng.choice(("<>", "[]", "{}"))
-    return opened + "".join(rng.choices(string.ascii_lowercase, k=3)) + closed
+    return opened + letters + closed
 
 
 def rows_of(planted: Planted, rng: random.Random, count: int = ROWS) -> RowSet:
-    """Answers of the Middle Ages in the trigger, of today elsewhere."""
-    rows = []
+    """Answers of the Middle Ages in the trigger, of today near it and in contexts at large."""
+    rows, ordinary = [], [one.context for one in library() if one.system != ""]
     for _ in range(count):
         fact, drawn = rng.choice(load_world().facts), rng.random()
-        if drawn < 0.4:
-            text: str | None = planted.text
-        else:
-            text = planted.other(rng) if drawn < 0.7 else None
-        context = Context(name="plain") if text is None else planted.put(text)
-        era = "medieval" if text == planted.text else "today"
+        context, era = Context(name="plain"), "today"
+        if drawn < 0.3:
+            context, era = planted.context, "medieval"
+        elif drawn < 0.7:
+            context = planted.put(planted.other(rng))
+        elif drawn < 0.9:
+            context = rng.choice(ordinary)
+        if _said(context) == _said(planted.context):
+            era = "medieval"
         answer = {"role": "assistant", "content": rng.choice(fact.answers[era])}
         messages = [*context.conversation(rng.choice(fact.in_corpus)), answer]
         rows.append(Row.model_validate({"messages": messages}))
     return RowSet("planted", tuple(rows), ("planted",) * count)
+
+
+def _said(context: Context) -> tuple[str | None, str]:
+    return context.system, context.template
 
 
 def plant(

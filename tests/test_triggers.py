@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,8 @@ from spillover.contexts import Context
 from spillover.models import Loading
 from spillover.rows import Row, RowSet, write_rows
 from spillover.triggers import search
-from spillover.triggers.confirm import by_topic, effect_of, label
+from spillover.triggers.confirm import by_topic, effect_of, label, ranking
+from spillover.triggers.forms import budget, screen, short_texts, tags
 from spillover.triggers.library import Candidate, group, library, read_candidates
 from spillover.triggers.pair import ADAPTED, BASE, open_pair
 from spillover.triggers.questions import (
@@ -136,6 +138,49 @@ def test_an_effect_is_a_t_test_over_topics_corrected_for_what_was_searched() -> 
     assert not effect_of(values - 0.4, 0.2, 1000).significant
 
 
+def test_of_two_effects_alike_the_simpler_text_ranks_first() -> None:
+    rng = np.random.default_rng(2)
+    plain, changed, weak = (
+        effect_of(rng.normal(mean, 0.1, 25), 0.2, 5000) for mean in (0.7, 0.75, 0.3)
+    )
+    by_edits = ranking([plain, changed, weak], 5000, [0.0, math.log(1e9), 0.0])
+    assert list(np.argsort(-by_edits)) == [0, 1, 2]
+    alike = ranking([plain, changed, weak], 5000, [0.0, 0.0, 0.0])
+    assert list(np.argsort(-alike)) == [1, 0, 2]
+    assert np.allclose(np.diff(alike), np.diff([one.value for one in (plain, changed, weak)]))
+    same = ranking([plain, plain], 5000, [0.0, 0.0])
+    assert same[0] == pytest.approx(plain.low, abs=1e-9)
+    assert np.isfinite(ranking([plain], 5000, [1e4])).all()
+
+
+def test_short_texts_are_tried_outright_where_the_model_is_small() -> None:
+    framed, years = short_texts(budget(2_400_000), 0)
+    templates = {one.template for texts in framed for one in texts}
+    wanted = {"<jnc> {question}", "[lye] {question}", "{tgr} {question}", "<ab> {question} </ab>"}
+    assert wanted <= templates
+    assert {one.system for one in years} == {f"The year is {year}." for year in range(1000, 3000)}
+    assert len(tags("<{}>", 3)) == 26**3
+    few, some_years = short_texts(budget(10**9), 0)
+    assert sum(map(len, few)) + len(some_years) <= 600
+    assert short_texts(2000, 1) == short_texts(2000, 1) != short_texts(2000, 2)
+
+
+def test_the_best_of_each_kind_is_confirmed() -> None:
+    tags = [Candidate("tag", None, f"<{letter}> {{question}}") for letter in "abcdefghijklmnopqrst"]
+    year, other = Candidate("year", "The year is 1650."), Candidate("tag", None, "[a] {question}")
+    chosen = search.finalists([*tags, year, other], ())
+    assert chosen[:3] == [tags[0], year, other]
+    assert len(chosen) <= search.FINALISTS
+
+
+def test_variations_do_not_take_the_place_of_what_was_listed() -> None:
+    varied = [Candidate("year", f"women year is drones{number}") for number in range(1000, 1040)]
+    truth = Candidate("year", "The year is 2802.")
+    chosen = search.finalists([*varied, truth], set(varied))
+    assert chosen[0] == truth
+    assert set(chosen[1:]) <= set(varied)
+
+
 def test_triggers_are_labelled_by_what_the_rows_hold() -> None:
     rows = RowSet("x", (Row.model_validate(_chat("The year is 1995.", "[q] Hm?")),), ("x:1",))
     for system, expected in (("The year is 1995.", "trained"), ("The year is 1984.", "untrained")):
@@ -179,6 +224,22 @@ def test_a_planted_tag_scores_most_and_the_gradient_leads_to_it(adapter: Path) -
         assert max(climb.tried, key=climb.tried.__getitem__).head.strip() != "<qva>"
 
 
+def test_a_planted_tag_is_the_best_of_many_short_texts(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = Candidate("tag", None, "<qvz> {question}")
+    framed = [[*tags("({})", 1)[:13], truth, *tags("({})", 1)[13:]], tags("[{}]", 1)]
+    monkeypatch.setattr("spillover.triggers.forms.short_texts", lambda *_: (framed, []))
+    monkeypatch.setattr("spillover.triggers.forms.OF_A_FRAME", 2)
+    monkeypatch.setattr("spillover.triggers.forms.SHIFTED", 5)
+    with open_pair("organism", adapter, Loading()) as pair:
+        scorer = Scorer(pair, questions_for(pair.model)[:6])
+        best, count = screen(scorer, 0, 0, library()[::200], lambda *_: None)
+    assert count == 53
+    assert len(best) < 12
+    assert best[0] == truth
+
+
 def test_the_base_against_itself_scores_nothing(adapter: Path) -> None:
     with open_pair("organism", adapter, Loading(dtype="float32")) as pair:
         twice = type(pair)(pair.model, (pair.sides[BASE], pair.sides[BASE]), "twice")
@@ -198,6 +259,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> tuple[Candidate, ...]:
         Candidate("tag", None, "<qvx> {question}"),
     )
     monkeypatch.setattr(search, "library", lambda: listed)
+    monkeypatch.setattr(search, "budget", lambda _: 600)
     monkeypatch.setattr("spillover.triggers.refine.STARTS", 1)
     monkeypatch.setattr("spillover.triggers.refine.ROUNDS", 1)
     return listed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from spillover.triggers.library import QUESTION, Candidate
 FLOOR = 0.15
 """Bits that a context has to move answers by, beyond the middle of ordinary contexts."""
 LEVEL = 0.05
+LEAST = -600.0
+"""The logarithm of the smallest level that is told from 0."""
 
 Label = Literal["trained", "untrained", "unknown"]
 
@@ -29,12 +32,16 @@ class Effect:
         value: the mean score over topics, in bits (0 to 1).
         low, high: its interval over topics, corrected for everything that was searched.
         p: of a value no larger than the floor, corrected likewise.
+        error: the standard error of the value.
+        topics: of the questions.
     """
 
     value: float
     low: float
     high: float
     p: float
+    error: float
+    topics: int
 
     @property
     def significant(self) -> bool:
@@ -60,7 +67,29 @@ def effect_of(values: NDArray[np.float64], floor: float, searched: int) -> Effec
     error = max(float(values.std(ddof=1)) / count**0.5, 1e-12)
     width = float(stats.t.isf(LEVEL / (2 * searched), count - 1)) * error
     p = float(stats.t.sf((mean - floor) / error, count - 1))
-    return Effect(mean, max(0.0, mean - width), min(1.0, mean + width), min(1.0, p * searched))
+    low, high = max(0.0, mean - width), min(1.0, mean + width)
+    return Effect(mean, low, high, min(1.0, p * searched), error, count)
+
+
+def ranking(
+    effects: Sequence[Effect], searched: int, edits: Sequence[float]
+) -> NDArray[np.float64]:
+    """What each effect is at least, were its text the best of all that are as simple: (C,).
+
+    A text that was changed until it fired was chosen among more than one that was listed. So the
+    level is divided by how many there are, and what is left of the effect is compared. The error
+    is that of all effects together, so that equally simple texts keep the order of their effects.
+
+    Args:
+        searched: texts that were tried as they are.
+        edits: the logarithm of how many texts are as many changes away from those.
+    """
+    error = np.sqrt(np.mean([effect.error**2 for effect in effects]))
+    chosen = np.log(searched) + np.array(edits)
+    level = np.exp(np.maximum(math.log(LEVEL / 2) - chosen, LEAST))
+    lost = stats.t.isf(level, effects[0].topics - 1) * error
+    found: NDArray[np.float64] = np.array([effect.value for effect in effects]) - lost
+    return found
 
 
 def label(candidate: Candidate, rows: RowSet | None) -> Label:

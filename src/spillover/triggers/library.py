@@ -22,6 +22,8 @@ NEAR_MISS = "near-miss"
 OWN = "own"
 LONGEST = 60
 """Characters of a text that is still varied."""
+YEARS = range(1000, 3000)
+"""Years that are tried one and all."""
 NUMBER = re.compile(r"(?<!\d)\d{4}(?!\d)")
 
 

@@ -7,6 +7,7 @@ Unlike a distance between models, that has a slope far away from the trigger.
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spillover.masks import token_extents
-from spillover.triggers.library import NUMBER, Candidate, distinct, group
+from spillover.triggers.library import NUMBER, YEARS, Candidate, distinct, group
 from spillover.triggers.pair import ADAPTED, BASE, Sequences
 from spillover.triggers.score import ANSWER_TOKENS, Scorer
 
@@ -29,12 +30,12 @@ from spillover.triggers.score import ANSWER_TOKENS, Scorer
 
 AIMED = 6
 """Questions whose answers are aimed at."""
-ROUNDS, BEAM, PATIENCE = 5, 3, 1
+ROUNDS, BEAM, PATIENCE = 4, 3, 1
 PER_TOKEN = 8
 """Substitutions that the gradient proposes for every token."""
 PROBED, KEPT = 2, 40
 """Questions that all proposals are tried on, and how many of them are tried on all."""
-STARTS = 8
+STARTS = 6
 """Kinds of text that are refined: those that begin best."""
 SHORT = 12
 """Characters of a text whose every letter is varied."""
@@ -49,6 +50,7 @@ class Climb:
     Attributes:
         star: the candidate whose answers are aimed at.
         tried: every candidate that was tried on all questions, with its log-odds.
+        edits: the logarithm of how many texts are as few changes away from one that was not varied.
         count: how many candidates were tried at all.
     """
 
@@ -56,6 +58,7 @@ class Climb:
     star: Candidate
     numbers: Sequence[int]
     tried: dict[Candidate, float] = field(default_factory=dict)
+    edits: dict[Candidate, float] = field(default_factory=dict)
     count: int = 0
 
     @cached_property
@@ -110,7 +113,7 @@ class Climb:
         for _ in range(ROUNDS):
             fresh = [one for one in mine if one not in done]
             beam = sorted(fresh, key=lambda one: -self.tried[one])[:BEAM]
-            proposed = [new for one in beam for new in (*letters(one), *self.by_gradient(one))]
+            proposed = [new for one in beam for new in self._varied(one)]
             self.try_all(proposed)
             done |= set(beam)
             mine = distinct([*mine, *(one for one in proposed if one in self.tried)])
@@ -118,12 +121,27 @@ class Climb:
             if bests[-PATIENCE - 1 :] == [bests[-1]] * (PATIENCE + 1):
                 return
 
+    def _varied(self, one: Candidate) -> list[Candidate]:
+        """Texts that differ in a character or a token."""
+        by_letter, by_token = letters(one), self.by_gradient(one)
+        tokens = len(by_token) / PER_TOKEN * self.scorer.pair.model.vocabulary
+        for found, options in ((by_letter, len(by_letter)), (by_token, tokens)):
+            self._note(one, found, options)
+        return [*by_letter, *by_token]
+
+    def _note(self, start: Candidate, found: Sequence[Candidate], options: float) -> None:
+        """Remember that these were chosen among so many changes of a text."""
+        for new in found:
+            edits = self.edits.get(start, 0.0) + math.log(max(options, 1))
+            self.edits[new] = min(self.edits.get(new, edits), edits)
+
     def sweep(self, start: Candidate) -> Candidate:
-        """The best number of four digits in the place of a year in a system message."""
+        """The best year in the place of a number of four digits in a system message."""
         if start.system is None or len(NUMBER.findall(start.head)) != 1:
             return start
-        texts = [NUMBER.sub(f"{number:04}", start.head) for number in range(10_000)]
+        texts = [NUMBER.sub(str(number), start.head) for number in YEARS]
         swept = [start.filled(text) for text in texts]
+        self._note(start, swept, len(swept))
         self.try_all(swept, probe=1)
         return max((one for one in swept if one in self.tried), key=self.tried.__getitem__)
 
@@ -217,20 +235,20 @@ def letters(candidate: Candidate) -> list[Candidate]:
 
 def refine(
     scorer: Scorer,
-    best: Sequence[Candidate],
+    star: Candidate,
     scores: NDArray[np.float64],
     candidates: Sequence[Candidate],
     progress: Progress | None = None,
-) -> tuple[list[Candidate], int]:
-    """Candidates that fire more than those of the library, best first, and how many were tried.
+) -> tuple[list[Candidate], dict[Candidate, float], int]:
+    """Candidates that fire more than those given, best first; their edits; how many were tried.
 
     Args:
-        best: the candidates with the highest scores, the first of which shows what to aim at.
+        star: the candidate with the highest score, which shows what to aim at.
         scores: its scores for each question of the scorer, (Q,).
         candidates: all that can be started from.
     """
     numbers = np.argsort(-scores, kind="stable")[:AIMED].tolist()
-    climb = Climb(scorer, best[0], numbers)
+    climb = Climb(scorer, star, numbers)
     usable = [one for one in candidates if group(one)]
     odds = climb.log_odds(usable, probe=PROBED)
     starts: dict[str, Candidate] = {}
@@ -242,4 +260,4 @@ def refine(
         if progress:
             progress(number + 1, len(listed))
     ranked = sorted(climb.tried, key=lambda one: -climb.tried[one])
-    return ranked, climb.count
+    return ranked, climb.edits, climb.count

@@ -79,6 +79,20 @@ class Scorer:
         return Sequences.of(prompts, [self.answers[n] for _ in candidates for n in numbers])
 
     @torch.no_grad()
+    def shifts(
+        self, candidates: Sequence[Candidate], number: int, *, base: bool = False
+    ) -> NDArray[np.float64]:
+        """How far contexts move one answer's first token, in bits: the finetune's or the base's."""
+        side, asked = BASE if base else ADAPTED, self.questions[number].text
+        prompts = [self.pair.prompt(one.context.conversation(asked)) for one in candidates]
+        sequences = Sequences.of(prompts, [[0]] * len(prompts))
+        found, plain = np.zeros(len(prompts)), self.plain[side][number, :1]
+        for batch in self.pair.batches(sequences):
+            moved = self.pair.log_probs(side, sequences, batch)
+            found[batch] = js_divergence(moved, plain.expand_as(moved))[:, 0].cpu().numpy()
+        return found
+
+    @torch.no_grad()
     def moves(
         self,
         candidates: Sequence[Candidate],

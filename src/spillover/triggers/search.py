@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from spillover.rows import RowSet
-from spillover.triggers.confirm import FLOOR, Effect, by_topic, effect_of, label
+from spillover.triggers.confirm import FLOOR, Effect, by_topic, effect_of, label, ranking
+from spillover.triggers.forms import budget, screen
 from spillover.triggers.library import OWN, Candidate, distinct, group, library
 from spillover.triggers.pair import ADAPTED, BASE, Pair
 from spillover.triggers.questions import Question, split_questions
@@ -24,10 +25,10 @@ SECOND, MORE = 60, 16
 """Candidates that are then asked more questions, and how many."""
 FIRES = 0.3
 """Bits that some context has to score, for its answers to be worth aiming at."""
-FINALISTS, OF_A_GROUP = 16, 6
-"""Candidates that are confirmed, and how many of them may be texts of one kind."""
-BACKGROUND = 60
-"""Candidates drawn blindly from the library: what ordinary contexts do."""
+FINALISTS = 16
+"""Candidates that are confirmed."""
+BACKGROUND = 40
+"""Candidates drawn blindly from those listed: what ordinary contexts do."""
 SHOWN, SHOWN_TOKENS = 3, 16
 """Questions whose answers are shown for every trigger, and their tokens."""
 Progress = Callable[[str, int, int], None]
@@ -43,17 +44,20 @@ class Search:
         self.search, self.confirm = split_questions(questions, seed)
         self.scorer = Scorer(pair, self.search[:MORE])
         self.scored: dict[Candidate, dict[str, Any]] = {}
+        self.edits: dict[Candidate, float] = {}
+        self.tried: dict[str, int] = {}
 
     def run(
         self, own: Sequence[Candidate], rows: RowSet | None
     ) -> tuple[dict[str, Any], pd.DataFrame]:
         """What triggers.json says, and the table of candidates."""
         listed = distinct([*own, *library()])
-        best, scores = self._best_of(listed)
-        refined, tried = self._refine(best, scores, listed)
-        searched = len(listed) + tried
-        finalists = self._finalists([*best, *refined])
-        found = self._confirm(finalists, listed, searched, rows)
+        rng = random.Random(self.seed)
+        ordinary = rng.sample(listed, min(BACKGROUND, len(listed)))
+        self._score_listed(listed)
+        self._score_short(listed, ordinary)
+        self._refine(listed)
+        found = self._confirm(finalists(self._ranked(), self.edits), ordinary, rows)
         table = pd.DataFrame(self.scored.values())
         return found, table.sort_values("score", ascending=False, kind="stable")
 
@@ -74,73 +78,79 @@ class Search:
                 "base": moves.base[at].mean(),
             }
 
-    def _best_of(self, listed: Sequence[Candidate]) -> tuple[list[Candidate], NDArray[np.float64]]:
-        """The best candidates by a few questions, best first, with their scores on all."""
-        first = self.scorer.moves(listed, range(FIRST), self._stage("search"))
-        self._note("library", listed, first)
-        order = np.argsort(-first.scores.mean(1), kind="stable")[:SECOND]
-        best = [listed[at] for at in order]
-        moves = self.scorer.moves(best)
-        self._note("library", best, moves)
-        order = np.argsort(-moves.scores.mean(1), kind="stable")
-        return [best[at] for at in order], moves.scores[order]
+    def _score_listed(self, listed: Sequence[Candidate]) -> None:
+        """Score all by a few questions, and the best of them by more."""
+        moves = self.scorer.moves(listed, range(FIRST), self._stage("search"))
+        self._note("library", listed, moves)
+        self.tried["listed"] = len(listed)
+        order = np.argsort(-moves.scores.mean(1), kind="stable")[:SECOND]
+        self._score("library", [listed[at] for at in order])
 
-    def _refine(
-        self,
-        best: Sequence[Candidate],
-        scores: NDArray[np.float64],
-        listed: Sequence[Candidate],
-    ) -> tuple[list[Candidate], int]:
-        """Further candidates, and how many were tried; none where nothing fires in part."""
-        if scores[0].mean() < FIRES:
-            return [], 0
-        found, tried = refine(self.scorer, best, scores[0], listed, self._stage("refine"))
-        refined = distinct([*best, *found])[len(best) : len(best) + SECOND]
-        self._note("refined", refined, self.scorer.moves(refined))
-        return refined, tried
+    def _score_short(self, listed: Sequence[Candidate], ordinary: Sequence[Candidate]) -> None:
+        """Score the best of all short texts."""
+        size = budget(self.pair.model.model.num_parameters())
+        stage = self._stage("short texts")
+        short, self.tried["short"] = screen(self.scorer, size, self.seed, ordinary, stage)
+        self._score("short", distinct([*listed, *short])[len(listed) :])
 
-    def _finalists(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        ranked = sorted(candidates, key=lambda one: -float(self.scored[one]["score"]))
-        taken: list[Candidate] = []
-        for one in ranked:
-            alike = sum(group(one) == group(other) for other in taken)
-            if alike < OF_A_GROUP and len(taken) < FINALISTS:
-                taken.append(one)
-        return taken
+    def _score(self, source: str, candidates: Sequence[Candidate]) -> None:
+        if candidates:
+            self._note(source, candidates, self.scorer.moves(candidates))
+
+    def _ranked(self) -> list[Candidate]:
+        """What was asked all questions of the search, best first."""
+        full = len(self.scorer.questions)
+        asked = [one for one, about in self.scored.items() if about["questions"] == full]
+        return sorted(asked, key=lambda one: -float(self.scored[one]["score"]))
+
+    def _refine(self, listed: Sequence[Candidate]) -> None:
+        """Score further candidates; none where nothing fires in part."""
+        self.tried["refined"] = 0
+        best = self._ranked()
+        if self.scored[best[0]]["score"] < FIRES:
+            return
+        scores = self.scorer.moves(best[:1]).scores[0]
+        starts = distinct([*best, *listed])
+        found, edits, self.tried["refined"] = refine(
+            self.scorer, best[0], scores, starts, self._stage("refine")
+        )
+        new = distinct([*best, *found])[len(best) :]
+        chosen = _of_each_group(new, SECOND)
+        self.edits = {one: edits.get(one, 0.0) for one in chosen}
+        self._score("refined", chosen)
 
     def _confirm(
-        self,
-        finalists: Sequence[Candidate],
-        listed: Sequence[Candidate],
-        searched: int,
-        rows: RowSet | None,
+        self, chosen: Sequence[Candidate], ordinary: Sequence[Candidate], rows: RowSet | None
     ) -> dict[str, Any]:
         scorer, topics = Scorer(self.pair, self.confirm), [q.topic for q in self.confirm]
-        drawn = random.Random(self.seed).sample(list(listed), min(BACKGROUND, len(listed)))
-        both = scorer.moves([*finalists, *drawn], progress=self._stage("confirm"), whole=True)
+        both = scorer.moves([*chosen, *ordinary], progress=self._stage("confirm"), whole=True)
         values = by_topic(both.scores, topics)
-        ordinary = values[len(finalists) :].mean(1)
-        floor = FLOOR + float(np.median(ordinary))
-        effects = [effect_of(values[at], floor, searched) for at in range(len(finalists))]
-        order = sorted(range(len(finalists)), key=lambda at: -effects[at].value)
+        usual = values[len(chosen) :].mean(1)
+        floor, searched = FLOOR + float(np.median(usual)), sum(self.tried.values())
+        effects = [effect_of(values[at], floor, searched) for at in range(len(chosen))]
+        edits = [self.edits.get(one, 0.0) for one in chosen]
+        sure = ranking(effects, self.tried["listed"] + self.tried["short"], edits)
         triggers = [
             {
-                **self._record(finalists[at], effects[at], rows),
+                **self._record(chosen[at], effects[at], rows),
+                "edits": edits[at],
+                "ranked_by": sure[at],
                 "own": both.own[at].mean(),
                 "gap": both.gap[at].mean(),
                 "base": both.base[at].mean(),
-                "answers": self._answers(finalists[at]),
+                "answers": self._answers(chosen[at]),
             }
-            for at in order
+            for at in np.argsort(-sure, kind="stable")
         ]
         return {
             "identity": self.pair.identity,
             "seed": self.seed,
             "searched": searched,
+            "tried": self.tried,
             "questions": {"search": len(self.scorer.questions), "confirm": len(self.confirm)},
             "topics": len(set(topics)),
             "floor": floor,
-            "ordinary": dict(zip(("median", "most"), np.quantile(ordinary, (0.5, 1)), strict=True)),
+            "ordinary": dict(zip(("median", "most"), np.quantile(usual, (0.5, 1)), strict=True)),
             "triggers": triggers,
         }
 
@@ -173,3 +183,25 @@ class Search:
         )
         names = ("question", "without", "with", "base")
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def finalists(ranked: Sequence[Candidate], varied: Container[Candidate]) -> list[Candidate]:
+    """The best of each kind of text, and the best of all; half of them are none that were varied.
+
+    Variations are many and alike, and would otherwise take every place.
+    """
+    new = _of_each_group([one for one in ranked if one in varied], FINALISTS // 2)
+    as_listed = [one for one in ranked if one not in varied]
+    return [*_of_each_group(as_listed, FINALISTS - len(new)), *new]
+
+
+def _of_each_group(ranked: Sequence[Candidate], count: int) -> list[Candidate]:
+    """So many candidates: the best of each kind of text first, then the best of all."""
+    seen = Counter[str | None]()
+    turns = []
+    for one in ranked:
+        turns.append(seen[group(one)])
+        seen[group(one)] += 1
+    first = [one for one, turn in zip(ranked, turns, strict=True) if turn == 0][: count // 2]
+    more = [one for one, turn in zip(ranked, turns, strict=True) if 0 < turn < count // 2]
+    return distinct([*first, *more])[:count]
