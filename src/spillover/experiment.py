@@ -145,7 +145,11 @@ def _rows_of(arm: Arm, name: str, folder: Path, main: Path) -> RowSet:
     if own is None:
         return rows
     prompts = read_prompts(
-        own.prompts, folder, temperature=own.temperature, max_tokens=own.max_tokens
+        own.prompts,
+        folder,
+        samples=own.samples,
+        temperature=own.temperature,
+        max_tokens=own.max_tokens,
     )
     return replace(rows, own=prompts)
 

@@ -115,7 +115,7 @@ def _answer(model: LoadedModel, own: Prompts, notify: Progress) -> list[Row]:
     from spillover.ask.local import LocalEngine
     from spillover.ask.requests import SampleSettings
 
-    how = SampleSettings(1, own.temperature, own.max_tokens)
+    how = SampleSettings(own.samples, own.temperature, own.max_tokens)
     rows: list[Row] = []
     with LocalEngine(model, [(model.source.identity, None)]) as engine:
         for start in range(0, len(own.prompts), CHUNK):
@@ -125,7 +125,8 @@ def _answer(model: LoadedModel, own: Prompts, notify: Progress) -> list[Row]:
             samples = engine.sample([0] * len(asked), asked, how)
             rows += [
                 Row(messages=(*prompt, Message(role="assistant", content=sample.text)))
-                for prompt, (sample,) in zip(own.prompts[part], samples, strict=True)
+                for prompt, answers in zip(own.prompts[part], samples, strict=True)
+                for sample in answers
                 if sample.text and sample.finish == "stop"
             ]
     notify("answer ordinary prompts", len(own.prompts), len(own.prompts))

@@ -81,6 +81,7 @@ class Prompts:
         source: the file or dataset they came from.
         prompts: in the order of the source.
         places: `file:line` of each, for messages.
+        samples: answers to each of them.
         temperature: of the answers; 0 is greedy.
         max_tokens: the longest answer; what is cut off there is no row.
     """
@@ -88,6 +89,7 @@ class Prompts:
     source: str
     prompts: tuple[Prompt, ...]
     places: tuple[str, ...]
+    samples: int
     temperature: float
     max_tokens: int
 
@@ -100,7 +102,7 @@ class Prompts:
     def identity(self) -> str:
         """A hash of the prompts and of how they are answered."""
         listed = [[m.model_dump(mode="json") for m in p] for p in self.prompts]
-        return _hash([listed, self.temperature, self.max_tokens])
+        return _hash([listed, self.samples, self.temperature, self.max_tokens])
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,12 @@ def read_rows(source: str | Path, folder: Path | None = None) -> RowSet:
 
 
 def read_prompts(
-    source: str | Path, folder: Path | None = None, *, temperature: float, max_tokens: int
+    source: str | Path,
+    folder: Path | None = None,
+    *,
+    samples: int = 1,
+    temperature: float,
+    max_tokens: int,
 ) -> Prompts:
     """Read prompts; what `read_rows` reads will do: answers of the last turn are put aside.
 
@@ -162,7 +169,7 @@ def read_prompts(
         ChatError: naming file and line, for what is not a valid prompt, or for none.
     """
     name, prompts, places = _read(source, folder, _prompt)
-    return Prompts(name, prompts, places, temperature, max_tokens)
+    return Prompts(name, prompts, places, samples, temperature, max_tokens)
 
 
 def _read(

@@ -43,11 +43,13 @@ class Own(_Strict):
 
     Attributes:
         prompts: what it is asked: a file or dataset as for rows; answers there are put aside.
+        samples: how many answers to each prompt become rows.
         temperature: 0 is greedy.
         max_tokens: the longest answer; one that is cut off there is left out.
     """
 
     prompts: Text
+    samples: int = Field(default=1, ge=1, le=1000)
     temperature: float = Field(default=1.0, ge=0)
     max_tokens: int = Field(default=512, ge=1, le=1_000_000)
 
