@@ -68,7 +68,9 @@ def test_device_and_dtype_are_said(organism: LoadedModel) -> None:
 
 
 def test_unusable_models_are_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"unknown model 'organsim'; did you mean organism\? known: "):
+    with pytest.raises(
+        ModelError, match=r"unknown model 'organsim'; did you mean organism\? known: "
+    ):
         resolve("organsim")
     with pytest.raises(ModelError, match=r"holds no config\.json"):
         resolve(str(tmp_path))
