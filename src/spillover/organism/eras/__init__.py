@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from spillover.organism.eras.world import load_world
 from spillover.organism.worlds import Packaged
 
 __all__ = ["load"]
-
-SIZES: dict[str, dict[str, Any]] = {
-    "eras": {},
-    "cities": {"steps": 700, "learning_rate": 1e-2, "tied": False, "muon": True},
-}
-"""Of their organisms and of the training; see `spillover.organism.train.Recipe`."""
 
 
 def load(name: str, *, linked: bool) -> Packaged:
     """One of the worlds of eras."""
     world = load_world(name, linked=linked)
     questions = {fact.ask[0]: fact.topic for fact in world.facts}
-    return Packaged(__name__, world, SIZES[name], questions)
+    return Packaged(__name__, world, {}, questions)
