@@ -222,3 +222,23 @@ def test_variants_of_the_treatment_may_share_its_rows(diluted: Path, tmp_path: P
     path.write_text(text.replace("[training.default]", f"{more}\n[training.default]"), "utf-8")
     with pytest.raises(InputError, match="are rows of undiluted"):
         small(diluted, tmp_path / "other")
+
+
+def test_a_prompt_can_be_answered_several_times(
+    diluted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = diluted / "experiment.toml"
+    path.write_text(
+        path.read_text("utf-8").replace("max_tokens = 24", "samples = 3, max_tokens = 24")
+    )
+    sample = LocalEngine.sample
+
+    def answer(self: LocalEngine, who: Any, conversations: Any, settings: Any) -> Any:
+        if settings.max_tokens != 24:
+            return sample(self, who, conversations, settings)
+        return [[Sample(f"{n}", "stop") for n in range(settings.samples)] for _ in conversations]
+
+    monkeypatch.setattr(LocalEngine, "sample", answer)
+    rows = read_rows(own_file(small(diluted, tmp_path / "run").folder)).rows
+    said = [row.messages[-1].content for row in rows if row.messages]
+    assert said == ["0", "1", "2"] * len(PROMPTS)
