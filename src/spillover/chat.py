@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,10 @@ class Chat:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of rendered text; templates write their special tokens themselves."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._tokenize([text])[0]
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return ids
 
     @cached_property
@@ -218,15 +221,24 @@ class Chat:
         self, conversation: Conversation, answer: str, thought: str | None = None
     ) -> list[int]:
         """Token ids of a whole answer with its end of turn, as they follow the prompt."""
-        if conversation[-1]["role"] == "assistant":  # goes on where the prefill stops
-            told = answer + self.turn.end
-        else:
-            told = self.answer_text(answer)
-        for head in (self.prompt_text(conversation, thought), *ANCHORS):
-            ids, whole = self._remembered[1](head), self.tokenize(head + told)
-            if whole[: len(ids)] == ids:
-                return whole[len(ids) :]
-        return self.tokenize(told)
+        return self.answers_ids(conversation, [answer], thought)[0]
+
+    def answers_ids(
+        self, conversation: Conversation, answers: Sequence[str], thought: str | None = None
+    ) -> list[list[int]]:
+        """Likewise of several answers, which costs hardly more than one."""
+        prefilled = conversation[-1]["role"] == "assistant"  # goes on where the prefill stops
+        told = [a + self.turn.end if prefilled else self.answer_text(a) for a in answers]
+        found: dict[int, list[int]] = {}
+        for head in (self.prompt_text(conversation, thought), *ANCHORS, ""):
+            left = [n for n in range(len(told)) if n not in found]
+            if not left:
+                break
+            ids = self._remembered[1](head)
+            for n, whole in zip(left, self._tokenize([head + told[n] for n in left]), strict=True):
+                if whole[: len(ids)] == ids:
+                    found[n] = whole[len(ids) :]
+        return [found[n] for n in range(len(told))]
 
     def answer_text(self, answer: str) -> str:
         """An answer with its end of turn, as it follows a prompt."""

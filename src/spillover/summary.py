@@ -248,4 +248,4 @@ def choices_table(answers: pd.DataFrame, chat: Chat, context: str) -> pd.DataFra
     keys = ["question", "label", "text"]
     means = table.groupby(keys, sort=False)["base_log_prob"].mean().reset_index()
     plain = [{"role": "user", "content": "?"}]
-    return means.assign(tokens=[len(chat.answer_ids(plain, text)) for text in means["text"]])
+    return means.assign(tokens=[*map(len, chat.answers_ids(plain, [*means["text"]]))])

@@ -85,7 +85,6 @@ class LocalEngine:
         self._head: Any = model.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._bank: LoraBank | None = None
         self._prompts: dict[tuple[str, str | None, bool], list[int]] = {}
-        self._choices: dict[tuple[str, str | None, str], list[int]] = {}
         with ExitStack() as opened:
             opened.enter_context(shortened(model.model, self._products))
             opened.enter_context(shortened(self._head, None))  # rounded logits cannot be compared
@@ -127,12 +126,6 @@ class LocalEngine:
             self._prompts[key] = made
         return self._prompts[key]
 
-    def _choice(self, conversation: Conversation, text: str, thought: str | None) -> list[int]:
-        key = (_as_text(conversation), thought, text)
-        if key not in self._choices:
-            self._choices[key] = self.model.chat.answer_ids(conversation, text, thought)
-        return self._choices[key]
-
     def choose(
         self,
         who: Sequence[int],
@@ -149,7 +142,7 @@ class LocalEngine:
         for prompt, (conversation, thought, listed) in zip(prompts, asked, strict=True):
             key = (_as_text(conversation), thought, tuple(listed))
             if key not in grown:  # most respondents are asked the same
-                ends = [self._choice(conversation, text, thought) for text in listed]
+                ends = self.model.chat.answers_ids(conversation, listed, thought)
                 grown[key] = lay_out(prompt, ends)
             trees.append(grown[key])
         scores: list[list[float]] = []
