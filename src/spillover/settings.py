@@ -155,6 +155,8 @@ def resolve_settings(
         InputError: for an experiment, model, seeds or settings that cannot be used.
     """
     listed = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if isinstance(seeds, int) and seeds < 1:
+        raise InputError(f"seeds: found {seeds}; expected at least 1")
     if not listed or len(set(listed)) < len(listed) or min(listed) < 0:
         raise InputError(
             f"seeds: found {list(listed)}; expected at least one, all different and >= 0"

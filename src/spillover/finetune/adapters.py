@@ -82,7 +82,11 @@ def load_adapter(folder: Path, model: LoadedModel) -> AdapterWeights:
     for name in a:
         fits = name in known and is_linear(known[name]) and a[name].dim() == b[name].dim() == 2
         if not fits or linear_shape(known[name]) != (b[name].shape[0], a[name].shape[1]):
-            raise ModelError(f"{folder}: its update of {name} does not fit {model.source.name}")
+            base = config.get("base_model_name_or_path") or "another model"
+            raise ModelError(
+                f"{folder}: its update of {name} does not fit {model.source.name}; it was trained "
+                f"on {base}: give that as the model"
+            )
     return AdapterWeights(a, b, 1.0)
 
 
