@@ -233,7 +233,7 @@ def card(name: str, edits: Sequence[dict[str, Any]]) -> str:
         lines += [
             f"The weights of {_quoted(edit['base'])} (identity `{edit['base_identity']}`) were "
             f"orthogonalized: a subspace of rank {edit['rank']} (`{edit['subspace']}`) was "
-            f"projected out of all {edit['parameters']} parameters that write to the residual stream.",
+            f"projected out of all {edit['parameters']} parameters that write to the stream.",
             "",
             *(
                 f"- the difference of means of {_quoted(one['contrast'])} at position "
