@@ -168,7 +168,7 @@ def read_prompts(
     Raises:
         ChatError: naming file and line, for what is not a valid prompt, or for none.
     """
-    name, prompts, places = _read(source, folder, _prompt)
+    name, prompts, places = _read(source, folder, prompt_of)
     return Prompts(name, prompts, places, samples, temperature, max_tokens)
 
 
@@ -297,8 +297,12 @@ def _row(place: str, found: dict[str, Any]) -> Row:
         raise ChatError(f"{place}: {first_problem(error)}") from None
 
 
-def _prompt(place: str, found: dict[str, Any]) -> Prompt:
-    """A row up to its last message of the user; answers before it carry no loss."""
+def prompt_of(place: str, found: dict[str, Any]) -> Prompt:
+    """A row up to its last message of the user; answers before it carry no loss.
+
+    Raises:
+        ChatError: naming the place, for what is not a valid prompt.
+    """
     if "messages" not in found:
         named = next((key for key in PROMPTS if key in found), None)
         turns = [("system", found.get("system")), ("user", found[named] if named else None)]

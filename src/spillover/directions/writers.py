@@ -122,7 +122,10 @@ def _not_editable(model: LoadedModel, name: str) -> ModelError:
 
 
 def _probe(model: LoadedModel) -> Tensor:
-    return torch.arange(min(PROBE, model.vocabulary), device=model.device)[None]
+    embedding: Any = model.model.get_input_embeddings()
+    padding = getattr(embedding, "padding_idx", None)  # has no gradient
+    ids = [token for token in range(PROBE + 1) if token != padding][:PROBE]
+    return torch.tensor([ids], device=model.device)
 
 
 def _computed(module: nn.Module, call: Call, leaves: Parameters) -> Float[Tensor, "T D"]:
