@@ -160,7 +160,7 @@ def _compare(halves: Sequence[_Half], difference: Float64[Tensor, "P L D"]) -> S
     """Every half held to the directions of the other."""
     folds = [_apart(*one.along(other.difference)) for one, other in (halves, [*reversed(halves)])]
     norm = difference.norm(dim=-1).numpy()
-    stability = torch.cosine_similarity(*(one.difference for one in halves), dim=-1).numpy()
+    stability = torch.cosine_similarity(halves[0].difference, halves[1].difference, dim=-1).numpy()
     separation, auc = ((one + other) / 2 for one, other in zip(*folds, strict=True))
     stability[norm == 0] = np.nan
     return {"separation": separation, "auc": auc, "stability": stability, "norm": norm}

@@ -36,9 +36,9 @@ def plot(direction: Direction, score: str | None = None) -> alt.LayerChart:
             f"{', '.join(names) or 'none, for this direction was not chosen among candidates'}"
         )
     rows: list[dict[str, Any]] = [
-        {"layer": row["layer"], "position": str(row["position"]), "value": value}
+        {"layer": row["layer"], "position": str(row["position"]), "value": found}
         for row in direction.candidates
-        if (value := row[wanted]) is not None and math.isfinite(value)
+        if (found := row[wanted]) is not None and math.isfinite(found)
     ]
     chosen = [
         row
@@ -49,13 +49,14 @@ def plot(direction: Direction, score: str | None = None) -> alt.LayerChart:
     value = alt.Y("value:Q", title=wanted).scale(zero=False)
     order = list(dict.fromkeys(row["position"] for row in rows))
     colour = alt.Color("position:N", sort=order).scale(scheme="viridis").legend(title="position")
-    lines = alt.Chart(alt.Data(values=rows)).mark_line(point=True)
-    mark = alt.Chart(alt.Data(values=chosen)).mark_point(
+    lines = alt.Chart(alt.InlineData(values=rows)).mark_line(point=True)
+    mark = alt.Chart(alt.InlineData(values=chosen)).mark_point(
         size=160, color=TREATMENT_COLOUR, strokeWidth=2.5
     )
     told = [alt.Tooltip(f"{name}:Q") for name in ("layer", "value")]
     told.append(alt.Tooltip("position:N"))
-    layers = alt.layer(
+    drawn: alt.LayerChart = alt.layer(
         lines.encode(x=layer, y=value, color=colour, tooltip=told), mark.encode(x=layer, y=value)
     )
-    return layers.properties(width=360, height=220).configure(**style(legend=True))
+    sized: alt.LayerChart = drawn.properties(width=360, height=220)
+    return sized.configure(**style(legend=True))
