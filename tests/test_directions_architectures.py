@@ -207,7 +207,8 @@ def test_norms_in_front_of_the_stream_are_a_reason_not_to_edit(name: str, loaded
 
 def test_weights_that_are_not_in_memory_are_a_reason_not_to_edit(loaded: Loaded) -> None:
     model = loaded("llama")
-    elsewhere = replace(model, model=copy.deepcopy(model.model).to("meta"))
+    empty: Any = copy.deepcopy(model.model)
+    elsewhere = replace(model, model=empty.to("meta"))
     with pytest.raises(ModelError, match="is not in memory; load the model with --device cpu"):
         find_writers(elsewhere)
 

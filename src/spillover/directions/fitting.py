@@ -79,8 +79,20 @@ def fit(
     if layer is not None:
         check_layer(model, layer)
     positions = [position] if position is not None else [*range(-post_instruction(model), 0)]
+    return _fitted(model, sides, positions, layer, contrast, progress)
+
+
+def _fitted(
+    model: LoadedModel,
+    sides: tuple[list[Conversation], list[Conversation]],
+    positions: Sequence[int],
+    layer: int | None,
+    contrast: str,
+    progress: Progress | None,
+) -> Direction:
     count = _Counter(progress, 2 * sum(map(len, sides)))
-    halves = [_Half(model, *(side[at::2] for side in sides), positions, count) for at in (0, 1)]
+    parts = [(sides[0][at::2], sides[1][at::2]) for at in (0, 1)]
+    halves = [_Half(model, *part, positions, count) for part in parts]
     sizes = [len(halves[0].positive) / len(sides[0]), len(halves[0].negative) / len(sides[1])]
     means = [
         share * first + (1 - share) * second

@@ -55,8 +55,8 @@ def plot(direction: Direction, score: str | None = None) -> alt.LayerChart:
     )
     told = [alt.Tooltip(f"{name}:Q") for name in ("layer", "value")]
     told.append(alt.Tooltip("position:N"))
-    drawn: alt.LayerChart = alt.layer(
+    drawn: Any = alt.layer(
         lines.encode(x=layer, y=value, color=colour, tooltip=told), mark.encode(x=layer, y=value)
     )
-    sized: alt.LayerChart = drawn.properties(width=360, height=220)
-    return sized.configure(**style(legend=True))
+    chart: alt.LayerChart = drawn.properties(width=360, height=220).configure(**style(legend=True))
+    return chart
