@@ -209,8 +209,7 @@ def _read(model: LoadedModel, sequences: Sequences, numbers: list[int], visit: V
         at = stream.flatten(0, 1).index_select(0, taken.to(stream.device))
         exact = at.double() if at.device.type != "mps" else at.cpu().double()
         if len(exact) > len(groups):  # answers: means over their tokens
-            weights = torch.block_diag(*(torch.full((1, n), 1 / n) for n in sizes.tolist()))
-            exact = weights.to(exact) @ exact
+            exact = torch.segment_reduce(exact, "mean", lengths=sizes.to(exact.device), axis=0)
         visit(numbers, seen, exact.view(len(rows), -1, exact.shape[-1]))
         seen += 1
         if seen == layers:
@@ -295,7 +294,7 @@ def difference_of_means(
     check_sides(model, positive, negative, answers)
     at = list(positions) if positions is not None else [*range(-post_instruction(model), 0)]
     total = len(positive) + len(negative)
-    means = []
+    means: list[Tensor] = []
     for done, side in ((0, positive), (len(positive), negative)):
         means.append(
             mean_activations(
