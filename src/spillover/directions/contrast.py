@@ -33,6 +33,8 @@ MOST_TOKENS = 16_384
 """Tokens of a forward pass elsewhere."""
 PROBES = ("?", "a", "Name 3 birds.", "x = 1\\", "(so it is)", "Was it“", "end\u2026", "天")
 """Texts that end differently: what their prompts all end with is the template's."""
+FEWEST = 2
+"""Prompts of a side."""
 Progress = Callable[[int, int], None]
 Around = Callable[[int], AbstractContextManager[object]]
 Visit = Callable[[list[int], int, Tensor], None]
@@ -354,17 +356,21 @@ def check_sides(
     positive: Sequence[Conversation],
     negative: Sequence[Conversation],
     answers: tuple[Sequence[str], Sequence[str]] | None = None,
+    fewest: int = FEWEST,
 ) -> None:
     """Make sure that two sides can be contrasted.
+
+    Args:
+        fewest: prompts that a side needs.
 
     Raises:
         DirectionError: when one is empty or a single prompt, or both are equal.
     """
     for name, side in (("positive", positive), ("negative", negative)):
-        if len(side) < FEWEST:
+        if len(side) < fewest:
             raise DirectionError(
-                f"the {name} side has {len(side)} prompts; expected at least {FEWEST}, for one "
-                "tells more of its words than of the contrast"
+                f"the {name} side has {len(side)} prompts; expected at least {fewest}, for few "
+                "tell more of their words than of the contrast"
             )
     texts = [Counter(map(model.chat.prompt_text, side)) for side in (positive, negative)]
     if texts[0] == texts[1] and (answers is None or Counter(answers[0]) == Counter(answers[1])):
@@ -372,7 +378,3 @@ def check_sides(
             "the positive and the negative prompts are the same; give prompts that differ in what "
             "the direction is to tell apart"
         )
-
-
-FEWEST = 2
-"""Prompts of a side."""

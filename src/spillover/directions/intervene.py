@@ -85,7 +85,8 @@ def orthonormal(rows: Float[Tensor, "K D"]) -> Float[Tensor, "R D"]:
     if not len(rows):
         return rows.float().cpu()
     _, sizes, basis = torch.linalg.svd(rows.detach().cpu().double(), full_matrices=False)
-    return basis[sizes > DEPENDENT * sizes[0]].float()
+    kept: Tensor = basis[sizes > DEPENDENT * sizes[0]].float()
+    return kept
 
 
 def project_out(x: Tensor, basis: Float[Tensor, "K D"]) -> Tensor:
@@ -170,9 +171,9 @@ def intervening(model: LoadedModel, intervention: Intervention) -> Iterator[Load
     hooks = _hooks.get(model.model) or _Hooks()
     active = hooks.plan.active if hooks.plan else ()
     plan = Plan((*active, intervention))
-    if not active:
-        hooks.install(model)
     try:
+        if not active:
+            hooks.install(model)
         _hooks[model.model] = hooks
         hooks.plan = plan
         kept = [change for change in model.source.changes if not change.startswith(PREFIX)]

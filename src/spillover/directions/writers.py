@@ -122,10 +122,10 @@ def _not_editable(model: LoadedModel, name: str) -> ModelError:
 
 
 def _probe(model: LoadedModel) -> Tensor:
-    """The first tokens, without that of padding, whose embedding is given no gradient."""
-    padding = getattr(model.model.get_input_embeddings(), "padding_idx", None)
-    ids = [token for token in range(min(PROBE + 1, model.vocabulary)) if token != padding]
-    return torch.tensor([ids[:PROBE]], device=model.device)
+    embedding: Any = model.model.get_input_embeddings()
+    padding = getattr(embedding, "padding_idx", None)  # has no gradient
+    ids = [token for token in range(PROBE + 1) if token != padding][:PROBE]
+    return torch.tensor([ids], device=model.device)
 
 
 def _computed(module: nn.Module, call: Call, leaves: Parameters) -> Float[Tensor, "T D"]:
