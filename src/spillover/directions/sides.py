@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from spillover.errors import ChatError, DirectionError
-from spillover.rows import Conversation, Message, prompt_of, read_prompts, read_rows
+from spillover.rows import Conversation, Message, read_conversations, read_rows
 
 Side = str | Path | Sequence[str | Conversation]
 """A file's or dataset's name, or prompts: what a user says, or whole conversations."""
 
 
-def conversations(side: Side) -> list[Conversation]:
+def conversations(side: Side, column: str | None = None) -> list[Conversation]:
     """The prompts of a side.
 
-    Files are those that `read_prompts` takes, text (one prompt a line) and JSON (a list of prompts,
-    or of objects as in JSONL).
+    Args:
+        side: see `Side`; files are those that `read_conversations` takes.
+        column: of a file, where its prompts have no usual name.
 
     Raises:
         ChatError: naming file and line, for what is not a valid prompt, or for none.
     """
     if isinstance(side, str | Path):
-        return _from_source(side)
+        return read_conversations(side, column)
     return [_as_conversation(one, f"prompt {at}") for at, one in enumerate(side)]
 
 
@@ -58,47 +58,3 @@ def _as_conversation(prompt: str | Conversation, place: str) -> Conversation:
     if not made:
         raise DirectionError(f"{place} is empty; leave it out")
     return [{"role": message.role, "content": message.content} for message in made]
-
-
-def _from_source(source: str | Path) -> list[Conversation]:
-    path = Path(source).expanduser()
-    if path.suffix not in (".txt", ".json") or str(source).startswith("datasets:"):
-        return read_prompts(source, temperature=0.0, max_tokens=1).conversations
-    try:
-        text = path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise ChatError(f"{path}: there is no such file; check the path") from None
-    except (OSError, ValueError) as error:
-        raise ChatError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    if path.suffix == ".txt":
-        listed: list[object] = [line.strip() for line in text.splitlines() if line.strip()]
-    else:
-        listed = _json_list(path, text)
-    if not listed:
-        raise ChatError(f"{path}: found no prompts; expected at least one")
-    return [_from_json(path, number, one) for number, one in enumerate(listed, 1)]
-
-
-def _json_list(path: Path, text: str) -> list[object]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ChatError(f"{path}: not JSON ({error})") from None
-    if not isinstance(found, list):
-        raise ChatError(
-            f"{path}: found {type(found).__name__}; expected a list of prompts, or an object a "
-            "line in a file called .jsonl"
-        )
-    return found
-
-
-def _from_json(path: Path, number: int, one: object) -> Conversation:
-    if isinstance(one, str) and one.strip():
-        return [{"role": "user", "content": one}]
-    if isinstance(one, dict):
-        found = prompt_of(f"{path}: entry {number}", one)
-        return [{"role": message.role, "content": message.content} for message in found]
-    raise ChatError(
-        f"{path}: entry {number} is {str(one)[:40]!r}; expected text, or an object with `messages` "
-        "or `prompt`"
-    )
