@@ -26,7 +26,7 @@ from spillover.directions import (
 )
 from spillover.directions import contrast as contrast_module
 from spillover.directions.contrast import mean_activations, post_instruction
-from spillover.directions.direction import DESCRIPTION, VECTOR
+from spillover.directions.direction import DESCRIPTION, VECTOR, Row
 from spillover.directions.sides import answered, conversations
 from spillover.finetune.adapters import merge_adapter, save_adapter
 from spillover.finetune.lora import new_adapter
@@ -307,7 +307,7 @@ def test_prompts_that_are_none_are_refused(given: Any) -> None:
 
 
 def example() -> Direction:
-    rows = (
+    rows: tuple[Row, ...] = (
         {"position": -1, "layer": 1, "separation": None, "auc": 0.5},
         {"position": -1, "layer": 2, "separation": 3.5, "auc": 1.0},
     )
