@@ -191,7 +191,7 @@ class _Reader:
         def attend(_: nn.Module, __: Any, output: Any) -> None:
             rest = output[1:] if isinstance(output, tuple) else ()
             for one in rest:
-                if isinstance(one, Tensor) and one.dim() == 4 and one.shape[1] == self.heads:
+                if isinstance(one, Tensor) and one.dim() == 4 and one.shape[2] == one.shape[3]:
                     at = one[rows.to(one.device), :, ends.to(one.device)]
                     seen.attention = at.float().cpu()
 
