@@ -214,6 +214,28 @@ def token_losses(
     return found
 
 
+def end_logits(
+    model: PreTrainedModel, trees: Sequence[Tree], pad: int, *, packed: bool
+) -> Float[Tensor, "R V"]:
+    """Logits in front of the last token of every branch, by one forward pass; a row for each tree.
+
+    Args:
+        packed: leave attention to `TreeAttention`; for models with `is_packable` only.
+    """
+    batch = _packed if packed else _padded
+    ids, positions, starts, masks, strategy = batch(model, trees, pad, range(len(trees)))
+    places = [
+        start + reads[-1][0]
+        for start, tree in zip(starts.tolist(), trees, strict=True)
+        for reads in tree.reads
+    ]
+    with reading(model, torch.tensor(places, device=ids.device)), strategy:
+        logits: Tensor = model(
+            input_ids=ids, position_ids=positions, attention_mask=masks, use_cache=False
+        ).logits[0]
+    return logits
+
+
 @contextmanager
 def reading(model: PreTrainedModel, places: Int[Tensor, " K"]) -> Iterator[None]:
     """Within, a forward pass gives the logits of these places only, as one row (1, K, V).
