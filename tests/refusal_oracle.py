@@ -84,7 +84,9 @@ class Oracle:
             return x - (x @ unit)[..., None] * unit
 
         def hook(_: nn.Module, _given: Any, output: Any) -> Any:
-            return (without(output[0]), *output[1:]) if isinstance(output, tuple) else without(output)
+            return (
+                (without(output[0]), *output[1:]) if isinstance(output, tuple) else without(output)
+            )
 
         writers = [self.net.model.embed_tokens]
         writers += [part for block in self.blocks for part in (block.self_attn, block.mlp)]
@@ -110,7 +112,13 @@ class Oracle:
         return self.last_logits(negative).log_softmax(-1)
 
     def scores(
-        self, position: int, layer: int, vector: Tensor, positive: Any, negative: Any, before: Tensor
+        self,
+        position: int,
+        layer: int,
+        vector: Tensor,
+        positive: Any,
+        negative: Any,
+        before: Tensor,
     ) -> Scores:
         """Three full passes.
 
