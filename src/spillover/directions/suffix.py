@@ -275,7 +275,9 @@ class _Search:
         report = progress or (lambda *_: None)
         steps, found = self.search.steps, list[Suffix]()
         for start in range(self.search.starts):
-            found.append(self._climb(lambda step, done=start * steps: report(done + step, self._most)))  # type: ignore[misc]
+            found.append(
+                self._climb(lambda step, done=start * steps: report(done + step, self._most))
+            )  # type: ignore[misc]
             if found[-1].losses[-1] <= self.search.enough:
                 break
         report(self._most, self._most)
