@@ -14,17 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.nn.functional import softplus
 
 from spillover.chat import MARK
 from spillover.directions.select import refusal_scores
-from spillover.errors import DirectionError
+from spillover.errors import DirectionError, first_problem
 from spillover.next_tokens import Embed, batches, log_probs
 from spillover.substitute import Placed, ordinary_tokens, place, substitutions, token_slopes
 
@@ -70,6 +70,18 @@ class SuffixSearch(BaseModel):
     starts: int = Field(default=4, ge=1)
 
 
+def suffix_search(**settings: Any) -> SuffixSearch:
+    """A `SuffixSearch` from settings by name.
+
+    Raises:
+        DirectionError: for a setting that cannot be used.
+    """
+    try:
+        return SuffixSearch.model_validate(settings)
+    except ValidationError as error:
+        raise DirectionError(f"the search: {first_problem(error, SuffixSearch)}") from None
+
+
 KEPT = 6
 """Texts of a step that are tried on all prompts."""
 
@@ -91,6 +103,12 @@ class Suffix:
     tried: int = 0
 
 
+def with_suffix(prompt: Conversation, suffix: str) -> Conversation:
+    """A prompt with a text behind its last words."""
+    *before, last = prompt
+    return [*before, {**last, "content": f"{last['content']} {suffix}"}] if suffix else prompt
+
+
 @dataclass(frozen=True)
 class Frame:
     """A rendered prompt, cut where a suffix goes: behind the last words of the user.
@@ -110,10 +128,8 @@ class Frame:
         Raises:
             DirectionError: when it does not end with the user's words.
         """
-        *before, last = prompt
-        text = ""
-        if last["role"] == "user":
-            text = chat.prompt_text([*before, {**last, "content": f"{last['content']} {MARK}"}])
+        last = prompt[-1]
+        text = chat.prompt_text(with_suffix(prompt, MARK)) if last["role"] == "user" else ""
         head, found, tail = text.partition(f" {MARK}")
         words = last["content"].strip()
         begin = head.rfind(words)

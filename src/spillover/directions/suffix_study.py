@@ -9,17 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from jaxtyping import Float64
 from numpy.typing import NDArray
-from torch import Tensor
 
-from spillover.directions.attribution import Attribution, attribute
-from spillover.directions.contrast import Sequences, visit_streams
+from spillover.directions.answers import KINDS, PHRASES, kind_of, respond
 from spillover.directions.intervene import check_layer
 from spillover.directions.suffix import (
     Frame,
@@ -29,15 +25,15 @@ from spillover.directions.suffix import (
     find_suffix,
     random_suffixes,
     scores_of,
+    with_suffix,
 )
+from spillover.directions.suffix_view import View, top_heads
 from spillover.errors import DirectionError
 
 if TYPE_CHECKING:
     from spillover.directions.direction import Direction
     from spillover.models import LoadedModel
     from spillover.rows import Conversation
-
-# Shape legend: N prompts, K blocks, H heads, L layers.
 
 FOUND_ON, HELD_OUT, HARMLESS = "found on", "held out", "harmless"
 """Sets of prompts."""
@@ -47,10 +43,10 @@ NONE, SUFFIX, RANDOM = "none", "suffix", "random"
 """What stands behind a prompt."""
 LEAST_REFUSED = 0.5
 """Share of dangerous prompts that a model must refuse for there to be anything to study."""
-SHARE, MOST_HEADS = 0.9, 8
-"""Top heads are the fewest that add this share of what all heads add up to, and at most so many."""
-SPREAD = (0.1, 0.9)
-"""Quantiles of the prompts' cosines that are reported beside their means."""
+LOOKED, ANSWERED = 8, 2
+"""Random suffixes with which activations are looked at, and answers."""
+MAX_TOKENS, EXAMPLES = 48, 3
+"""The longest answer, in tokens, and how many are shown."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -62,11 +58,13 @@ class Prompts:
         found_on: dangerous ones that a suffix is searched for on; none where one is given.
         held_out: other dangerous ones, on which everything is measured.
         harmless: to compare with.
+        helpful: what those who help answer to the ones held out, where that is known.
     """
 
     found_on: list[Conversation] = field(repr=False)
     held_out: list[Conversation] = field(repr=False)
     harmless: list[Conversation] = field(repr=False)
+    helpful: list[str] | None = field(default=None, repr=False)
 
 
 def check_direction(model: LoadedModel, direction: Direction) -> None:
@@ -89,7 +87,7 @@ def check_direction(model: LoadedModel, direction: Direction) -> None:
         )
 
 
-def study_suffix(
+def measure(
     model: LoadedModel,
     direction: Direction,
     prompts: Prompts,
@@ -97,7 +95,7 @@ def study_suffix(
     *,
     given: str | None = None,
     search: SuffixSearch | None = None,
-    controls: int = 8,
+    controls: int = 32,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -106,7 +104,7 @@ def study_suffix(
     Args:
         tokens: that refusals begin with.
         given: the text of a suffix; without it one is searched for (on the organism only).
-        controls: random suffixes of its length.
+        controls: random suffixes of its length; activations are looked at with the first few.
         seed: of the search and of the random suffixes.
         progress: called with (stage, done, total).
 
@@ -120,8 +118,7 @@ def study_suffix(
     study = _Study(model, direction, prompts, list(tokens), report)
     if given is None:
         stage = partial(report, "search")
-        kept = [prompts.found_on[at] for at in study.refused(FOUND_ON)]
-        suffix = find_suffix(model, kept, tokens, search, seed=seed, progress=stage)
+        suffix = find_suffix(model, study.found_on, tokens, search, seed=seed, progress=stage)
     else:
         suffix = check_suffix(model, study.every, given)
     rng = np.random.default_rng([seed, 1])
@@ -150,17 +147,18 @@ class _Study:
             name: [Frame.of(model.chat, prompt) for prompt in some] for name, some in named.items()
         }
         self.given = {name: len(some) for name, some in named.items()}
-        self.frames |= {
-            name: [self.frames[name][at] for at in self.refused(name)]
-            for name in (FOUND_ON, HELD_OUT)
-        }
+        kept = {name: self._refused(name) for name in (FOUND_ON, HELD_OUT)}
+        self.frames |= {name: [self.frames[name][at] for at in kept[name]] for name in kept}
+        self.found_on = [prompts.found_on[at] for at in kept[FOUND_ON]]
+        self.held_out = [prompts.held_out[at] for at in kept[HELD_OUT]]
+        self.helpful = prompts.helpful and [prompts.helpful[at] for at in kept[HELD_OUT]]
 
     @property
     def every(self) -> list[Frame]:
         """All prompts."""
         return [frame for some in self.frames.values() for frame in some]
 
-    def refused(self, name: str) -> list[int]:
+    def _refused(self, name: str) -> list[int]:
         """Numbers of the prompts of a set that the model refuses, as they are.
 
         Raises:
@@ -184,13 +182,14 @@ class _Study:
             HARMLESS: (HARMLESS, [""]),
             DANGEROUS: (HELD_OUT, [""]),
             WITH_SUFFIX: (HELD_OUT, [suffix.text]),
-            WITH_RANDOM: (HELD_OUT, [one.text for one in random]),
+            WITH_RANDOM: (HELD_OUT, [one.text for one in random[:LOOKED]]),
         }
         refusal = self._refusal(suffix, random)
+        answers = self._answers(suffix, random)
         views = {}
         for done, (name, (frames, texts)) in enumerate(sets.items()):
             self.report("activations", done, len(sets))
-            views[name] = _View(self.model, self.direction, self.frames[frames], texts)
+            views[name] = View(self.model, self.direction, self.frames[frames], texts)
         self.report("activations", len(sets), len(sets))
         top = top_heads(views[DANGEROUS].heads, self.direction.layer)
         return {
@@ -204,6 +203,7 @@ class _Study:
                 name: self.given[name] - len(self.frames[name]) for name in (FOUND_ON, HELD_OUT)
             },
             "refusal": refusal,
+            "answers": answers,
             "layer": self.direction.layer,
             "at_layer": self._at_layer(views),
             "cosines": [row for name, view in views.items() for row in view.cosine_rows(name)],
@@ -230,12 +230,34 @@ class _Study:
                         "probability": each.mean(),
                         "least": each.min(),
                         "most": each.max(),
+                        "median": np.median(each),
+                        "lowered": int((each < 0.5).sum()),
                         "refused": (scores > 0).mean(),
                     }
                 )
         return rows
 
-    def _at_layer(self, views: dict[str, _View]) -> dict[str, Any]:
+    def _answers(self, suffix: Suffix, random: Sequence[Suffix]) -> list[dict[str, Any]]:
+        """What is answered to the prompts held out, and how much of that refuses, by its words."""
+        rows = []
+        listed = [(NONE, ""), (SUFFIX, suffix.text)]
+        listed += [(RANDOM, one.text) for one in random[:ANSWERED]]
+        for done, (kind, text) in enumerate(listed):
+            self.report("answers", done, len(listed))
+            asked = [with_suffix(prompt, text) for prompt in self.held_out]
+            said = [one.text for one in respond(self.model, asked, MAX_TOKENS)]
+            helpful = self.helpful or [None] * len(said)
+            kinds = [kind_of(one, PHRASES, of) for one, of in zip(said, helpful, strict=True)]
+            shares = {name: kinds.count(name) / len(kinds) for name in KINDS}
+            examples = [
+                {"prompt": prompt[-1]["content"], "answer": answer}
+                for prompt, answer in zip(asked[:EXAMPLES], said, strict=False)
+            ]
+            rows.append({"suffix": kind, "text": text, "kinds": shares, "examples": examples})
+        self.report("answers", len(listed), len(listed))
+        return rows
+
+    def _at_layer(self, views: dict[str, View]) -> dict[str, Any]:
         """The cosines at the direction's layer, and what the suffix brought prompts nearer to."""
         at = self.direction.layer
         means = {name: float(view.cosines[:, at].mean()) for name, view in views.items()}
@@ -249,7 +271,7 @@ class _Study:
         return {"cosines": means, "nearer_to": near}
 
     def _heads(
-        self, views: dict[str, _View], top: Sequence[tuple[int, int]]
+        self, views: dict[str, View], top: Sequence[tuple[int, int]]
     ) -> list[dict[str, Any]]:
         """What every head in front of the direction's layer adds along it."""
         _, count = views[DANGEROUS].heads.shape
@@ -263,111 +285,3 @@ class _Study:
             for block in range(self.direction.layer)
             for head in range(count)
         ]
-
-
-def top_heads(heads: Float64[Tensor, "K H"], layer: int) -> list[tuple[int, int]]:
-    """Block and number of the heads that add most along a direction, the first most.
-
-    Args:
-        heads: what they add on average.
-        layer: only heads of blocks in front of it.
-    """
-    flat = heads[:layer].clamp_min(0).flatten()
-    order = flat.argsort(descending=True, stable=True)
-    shares = flat[order].cumsum(0) / flat.sum()
-    count = min(int((shares < SHARE).sum()) + 1, MOST_HEADS) if flat.sum() > 0 else 0
-    width = heads.shape[1]
-    return [(at // width, at % width) for at in order[:count].tolist()]
-
-
-class _View:
-    """Prompts with each of some suffixes, at their last token.
-
-    Attributes:
-        cosines: with the direction, of the stream entering each layer; all suffixes one after
-            another.
-    """
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        direction: Direction,
-        frames: Sequence[Frame],
-        suffixes: Sequence[str],
-    ) -> None:
-        self.layer = direction.layer
-        cosines, found = [], []
-        for suffix in suffixes:
-            rows = [model.chat.tokenize(frame.text(suffix)) for frame in frames]
-            cosines.append(_cosines(model, rows, direction))
-            found.append(attribute(model, rows, direction.vector))
-        self.cosines = torch.cat(cosines)
-        self._found, shares = found, []
-        for suffix, one in zip(suffixes, found, strict=True):
-            shares.append(_shares(model, frames, suffix, one))
-        self._shares = torch.stack(shares).mean(0)
-
-    @cached_property
-    def heads(self) -> Float64[Tensor, "K H"]:
-        """What each head adds on average."""
-        return torch.stack([one.heads.mean(0) for one in self._found]).mean(0)
-
-    @property
-    def parts(self) -> dict[str, float]:
-        """What the parts of the stream entering the direction's layer add, and their sum."""
-        listed = [one.before(self.layer) for one in self._found]
-        parts = {
-            name: float(torch.stack([one[name].mean() for one in listed]).mean())
-            for name in listed[0]
-        }
-        return parts | {"sum": sum(parts.values())}
-
-    def cosine_rows(self, name: str) -> list[dict[str, Any]]:
-        """Mean and spread over prompts, a row per layer."""
-        ends = self.cosines.quantile(self.cosines.new_tensor(SPREAD), dim=0)
-        return [
-            {
-                "prompts": name,
-                "layer": layer,
-                "mean": float(self.cosines[:, layer].mean()),
-                "low": float(ends[0, layer]),
-                "high": float(ends[1, layer]),
-            }
-            for layer in range(self.cosines.shape[1])
-        ]
-
-    def attention_rows(self, name: str, top: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        """Where the last token of the prompt looks through the top heads."""
-        rows = []
-        for block, head in top:
-            instruction, suffix = self._shares[:, block, head].tolist()
-            rest = {"instruction": instruction, "suffix": suffix, "rest": 1 - instruction - suffix}
-            rows.append({"prompts": name, "block": block, "head": head} | rest)
-        return rows
-
-
-def _cosines(
-    model: LoadedModel, rows: list[list[int]], direction: Direction
-) -> Float64[Tensor, "N L"]:
-    found = torch.zeros(len(rows), len(model.anatomy.blocks), dtype=torch.float64)
-    unit = direction.unit.double()
-
-    def visit(numbers: list[int], layer: int, stream: Tensor) -> None:
-        found[numbers, layer] = torch.cosine_similarity(stream[:, 0].cpu(), unit, dim=-1)
-
-    visit_streams(model, Sequences(rows, [[[len(row) - 1]] for row in rows]), visit)
-    return found
-
-
-def _shares(model: LoadedModel, frames: Sequence[Frame], suffix: str, found: Attribution) -> Tensor:
-    """Mean shares of attention at the user's words and at the suffix, (2, K, H)."""
-    listed = []
-    for number, frame in enumerate(frames):
-        parts = (frame.instruction(model.chat, suffix), frame.placed(model.chat, suffix))
-        row = found.attention[number]
-        listed.append(
-            torch.stack(
-                [row[:, :, p.start : p.end].sum(-1) if p else 0 * row[..., 0] for p in parts]
-            )
-        )
-    return torch.stack(listed).mean(0)
