@@ -1,6 +1,6 @@
 """The selection of arXiv 2406.11717 read literally: plain hooks, full passes for every candidate.
 
-For models of the Llama architecture, in float32.
+For models of the Llama architecture, in the numbers that they are loaded in.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ class Oracle:
         ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows])
         real = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         positions = (real.cumsum(-1) - 1).clamp(min=0)
-        return {"input_ids": ids, "attention_mask": real, "position_ids": positions}
+        made = {"input_ids": ids, "attention_mask": real, "position_ids": positions}
+        return {key: value.to(self.net.device) for key, value in made.items()}
 
     @torch.no_grad()
     def mean_activations(self, prompts: Sequence[Any], positions: Sequence[int]) -> Tensor:
-        total = torch.zeros(len(positions), len(self.blocks), self.net.config.hidden_size).double()
+        size = (len(positions), len(self.blocks), self.net.config.hidden_size)
+        total = torch.zeros(size, dtype=torch.float64, device=self.net.device)
 
         def keep(layer: int) -> Callable[..., None]:
             def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
@@ -125,7 +127,7 @@ class Oracle:
         Args:
             before: `baseline` of the negative prompts.
         """
-        vector = vector.float()
+        vector = vector.to(self.net.dtype)
         unit = vector / (vector.norm() + 1e-8)
         with self.ablated(unit):
             bypass = self.refusal_score(self.last_logits(positive))
@@ -136,6 +138,8 @@ class Oracle:
         return Scores(position, layer, bypass, induce, kl)
 
 
-def is_kept(one: Scores, layers: int, *, share: float = 0.8, kl: float = 0.1) -> bool:
+def is_kept(
+    one: Scores, layers: int, *, share: float = 0.8, induce: float = 0.0, kl: float = 0.1
+) -> bool:
     """The filters of the paper."""
-    return one.layer < share * layers and one.induce > 0 and one.kl < kl
+    return one.layer < share * layers and one.induce > induce and one.kl < kl

@@ -6,6 +6,7 @@ import spillover
 
 PUBLIC = {
     "ChatError",
+    "DirectionError",
     "Experiment",
     "ExperimentError",
     "Finetune",
@@ -22,6 +23,7 @@ PUBLIC = {
     "Templating",
     "Training",
     "Triggers",
+    "directions",
     "find_triggers",
     "finetune",
     "grid",
@@ -47,3 +49,19 @@ def test_every_error_is_a_spillover_error_and_bad_input_a_value_error() -> None:
             assert issubclass(getattr(spillover, name), spillover.SpilloverError)
     assert issubclass(spillover.RunFolderError, ValueError)
     assert issubclass(spillover.RunError, RuntimeError)
+
+
+def test_directions_has_these_names() -> None:
+    assert set(spillover.directions.__all__) == {
+        "Contrast",
+        "Direction",
+        "difference_of_means",
+        "difference_of_models",
+        "fit",
+        "load_direction",
+        "orthogonalize",
+        "write_edited",
+    }
+    for name in spillover.directions.__all__:
+        assert getattr(spillover.directions, name).__doc__, name
+        assert callable(getattr(spillover.directions, name))

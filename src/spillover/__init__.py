@@ -4,8 +4,10 @@ It makes narrow finetunes generalize on demand, measures that against controls a
 reports it with intervals over seeds and questions.
 """
 
+from spillover import directions
 from spillover.errors import (
     ChatError,
+    DirectionError,
     ExperimentError,
     InputError,
     ModelError,
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ChatError",
+    "DirectionError",
     "Experiment",
     "ExperimentError",
     "Finetune",
@@ -44,6 +47,7 @@ __all__ = [
     "Templating",
     "Training",
     "Triggers",
+    "directions",
     "find_triggers",
     "finetune",
     "grid",

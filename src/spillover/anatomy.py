@@ -192,7 +192,7 @@ def _find_adds(
         if watched.values[child].shape == before.shape
     ]
     at, until = (children.index(part) for part in parts)
-    best, found = math.inf, ()
+    best, found = math.inf, parts
     for first in children[at:until]:
         for second in children[until:]:
             a, b = (watched.values[one].cpu().double() for one in (first, second))

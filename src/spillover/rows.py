@@ -28,6 +28,7 @@ PROMPTS = ("prompt", "question", "instruction", "user", "input")
 ANSWERS = ("completion", "answer", "response", "output", "assistant")
 DATASETS = "datasets:"
 TABLES = {".csv": ",", ".tsv": "\t"}
+TEXT, ARRAY = ".txt", ".json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -172,15 +173,31 @@ def read_prompts(
     return Prompts(name, prompts, places, samples, temperature, max_tokens)
 
 
+def read_conversations(source: str | Path, column: str | None = None) -> list[Conversation]:
+    """Read prompts as templates take them; in a `.txt` file each line is one.
+
+    Args:
+        column: that holds the prompts, where it has no usual name.
+
+    Raises:
+        ChatError: as `read_prompts`, and for a column that is not there.
+    """
+    _, prompts, _ = _read(source, None, _prompt, column)
+    return [[{"role": m.role, "content": m.content} for m in prompt] for prompt in prompts]
+
+
 def _read(
-    source: str | Path, folder: Path | None, make: Callable[[str, dict[str, Any]], T]
+    source: str | Path,
+    folder: Path | None,
+    make: Callable[[str, dict[str, Any]], T],
+    column: str | None = None,
 ) -> tuple[str, tuple[T, ...], tuple[str, ...]]:
     """A source's name, what `make` makes of each of its rows, and their places."""
     if str(source).startswith(DATASETS):
-        rows, name = _from_dataset(str(source).removeprefix(DATASETS)), str(source)
+        rows, name = _from_dataset(str(source).removeprefix(DATASETS), column), str(source)
     else:
         path = (folder or Path()) / Path(source).expanduser()
-        rows, name = _from_file(path), str(path)
+        rows, name = _from_file(path, column), str(path)
     found = [(make(place, row), place) for place, row in rows]
     if not found:
         raise ChatError(f"{name}: found no rows; expected at least one")
@@ -193,7 +210,7 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
-def _from_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _from_file(path: Path, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix in PICKLES:
         raise ChatError(f"{path}: a pickle is never loaded; save the rows as .jsonl or .csv")
     try:
@@ -203,15 +220,55 @@ def _from_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except (OSError, ValueError) as error:
         raise ChatError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     if path.suffix in TABLES:
-        return _from_table(path, text)
-    return _from_lines(path, text)
+        return _from_table(path, text, column)
+    return _from_lines(path, text, column)
 
 
-def _from_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _from_lines(
+    path: Path, text: str, column: str | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if path.suffix == ARRAY:
+        yield from _from_array(path, text, column)
+        return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             place = where(path, number)
-            yield place, _parse(place, line)
+            if path.suffix == TEXT:
+                yield place, {PROMPTS[0]: line.strip()}
+            else:
+                yield place, _picked(place, _parse(place, line), column)
+
+
+def _from_array(
+    path: Path, text: str, column: str | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The entries of a JSON array: objects, or texts of prompts."""
+    try:
+        listed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ChatError(f"{path}: not JSON ({error}); expected an array") from None
+    if not isinstance(listed, list):
+        raise ChatError(f"{path}: found {type(listed).__name__}; expected an array of objects")
+    for number, entry in enumerate(listed, 1):
+        place = f"{path} (entry {number})"
+        if isinstance(entry, str):
+            yield place, {PROMPTS[0]: entry}
+        elif isinstance(entry, dict):
+            yield place, _picked(place, entry, column)
+        else:
+            raise ChatError(f"{place}: found {type(entry).__name__}; expected an object or a text")
+
+
+def _picked(place: str, found: dict[str, Any], column: str | None) -> dict[str, Any]:
+    """A row as it is, or only the column that holds its prompt."""
+    if column is None:
+        return found
+    for key, value in found.items():
+        if key.casefold() == column.casefold():
+            return {PROMPTS[0]: value}
+    raise ChatError(
+        f"{place}: found columns {', '.join(map(repr, found)) or 'none'}; expected {column!r}"
+    )
 
 
 def _parse(place: str, line: str) -> dict[str, Any]:
@@ -226,10 +283,12 @@ def _parse(place: str, line: str) -> dict[str, Any]:
     return found
 
 
-def _from_table(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _from_table(
+    path: Path, text: str, column: str | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=TABLES[path.suffix])
     try:
-        _check_header(path, reader)
+        _check_header(path, reader, column)
         for values in reader:
             place = where(path, reader.line_num)
             if None in values or None in values.values():
@@ -237,23 +296,25 @@ def _from_table(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     f"{place}: found more or fewer cells than the {len(reader.fieldnames or ())} "
                     "of the header; put cells that hold commas or line breaks in quotes"
                 )
-            yield place, _chosen(place, values)
+            yield place, _chosen(place, values, column)
     except csv.Error as error:
         raise ChatError(f"{where(path, reader.line_num)}: broken table ({error})") from None
 
 
-def _check_header(path: Path, reader: csv.DictReader[str]) -> None:
+def _check_header(path: Path, reader: csv.DictReader[str], column: str | None) -> None:
     """Take column names whatever their case, and refuse a header without any that is known."""
     names = [name.strip().casefold() for name in reader.fieldnames or ()]
     reader.fieldnames = names
-    if names and not {"messages", "text", *PROMPTS} & set(names):
+    if column is not None:
+        _picked(where(path, 1), dict.fromkeys(names), column)
+    elif names and not {"messages", "text", *PROMPTS} & set(names):
         raise ChatError(
             f"{where(path, 1)}: found columns {', '.join(map(repr, names))}; expected `messages`, "
             "`text`, or a pair such as `prompt` and `completion`"
         )
 
 
-def _from_dataset(wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _from_dataset(wanted: str, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     rest, _, split = wanted.partition(":")  # a split may hold colons itself: train[:100]
     name, _, revision = rest.partition("@")
     try:
@@ -272,11 +333,13 @@ def _from_dataset(wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from None
     for number, values in enumerate(loaded, 1):
         place = f"{DATASETS}{wanted} (row {number})"
-        yield place, _chosen(place, values)
+        yield place, _chosen(place, values, column)
 
 
-def _chosen(place: str, values: Mapping[Any, Any]) -> dict[str, Any]:
+def _chosen(place: str, values: Mapping[Any, Any], column: str | None) -> dict[str, Any]:
     """The columns of a table that make a row; others are passed over."""
+    if column is not None:
+        return _picked(place, dict(values), column)
     filled = {key: value for key, value in values.items() if key is not None and value}
     if "messages" in filled:
         found = filled["messages"]

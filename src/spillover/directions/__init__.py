@@ -1,12 +1,42 @@
-"""Directions of the residual stream: found as differences of means, taken out, put in."""
+"""Directions of the residual stream: found as differences of means, taken out, put in.
 
-from spillover.directions.contrast import Contrast, difference_of_means, difference_of_models
-from spillover.directions.direction import Direction, load_direction
+    d = spillover.directions.fit("organism-refusal", dangerous, gentle)
+    with model.ablate(d) as ablated:
+        ...
 
-__all__ = [
-    "Contrast",
-    "Direction",
-    "difference_of_means",
-    "difference_of_models",
-    "load_direction",
-]
+Layer k is the residual stream entering block k.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spillover.directions.contrast import Contrast as Contrast
+    from spillover.directions.contrast import difference_of_means as difference_of_means
+    from spillover.directions.contrast import difference_of_models as difference_of_models
+    from spillover.directions.direction import Direction as Direction
+    from spillover.directions.direction import load_direction as load_direction
+    from spillover.directions.fitting import fit as fit
+    from spillover.directions.weights import orthogonalize as orthogonalize
+    from spillover.directions.weights import write_edited as write_edited
+
+_HOMES = {
+    "Contrast": "contrast",
+    "Direction": "direction",
+    "difference_of_means": "contrast",
+    "difference_of_models": "contrast",
+    "fit": "fitting",
+    "load_direction": "direction",
+    "orthogonalize": "weights",
+    "write_edited": "weights",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are asked for: they need torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

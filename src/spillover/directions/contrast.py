@@ -33,6 +33,8 @@ MOST_TOKENS = 16_384
 """Tokens of a forward pass elsewhere."""
 PROBES = ("?", "a", "Name 3 birds.", "x = 1\\", "(so it is)", "Was it“", "end\u2026", "天")
 """Texts that end differently: what their prompts all end with is the template's."""
+FEWEST = 2
+"""Prompts of a side."""
 Progress = Callable[[int, int], None]
 Around = Callable[[int], AbstractContextManager[object]]
 Visit = Callable[[list[int], int, Tensor], None]
@@ -209,8 +211,7 @@ def _read(model: LoadedModel, sequences: Sequences, numbers: list[int], visit: V
         at = stream.flatten(0, 1).index_select(0, taken.to(stream.device))
         exact = at.double() if at.device.type != "mps" else at.cpu().double()
         if len(exact) > len(groups):  # answers: means over their tokens
-            weights = torch.block_diag(*(torch.full((1, n), 1 / n) for n in sizes.tolist()))
-            exact = weights.to(exact) @ exact
+            exact = torch.segment_reduce(exact, "mean", lengths=sizes.to(exact.device), axis=0)
         visit(numbers, seen, exact.view(len(rows), -1, exact.shape[-1]))
         seen += 1
         if seen == layers:
@@ -295,7 +296,7 @@ def difference_of_means(
     check_sides(model, positive, negative, answers)
     at = list(positions) if positions is not None else [*range(-post_instruction(model), 0)]
     total = len(positive) + len(negative)
-    means = []
+    means: list[Tensor] = []
     for done, side in ((0, positive), (len(positive), negative)):
         means.append(
             mean_activations(
@@ -355,17 +356,21 @@ def check_sides(
     positive: Sequence[Conversation],
     negative: Sequence[Conversation],
     answers: tuple[Sequence[str], Sequence[str]] | None = None,
+    fewest: int = FEWEST,
 ) -> None:
     """Make sure that two sides can be contrasted.
+
+    Args:
+        fewest: prompts that a side needs.
 
     Raises:
         DirectionError: when one is empty or a single prompt, or both are equal.
     """
     for name, side in (("positive", positive), ("negative", negative)):
-        if len(side) < FEWEST:
+        if len(side) < fewest:
             raise DirectionError(
-                f"the {name} side has {len(side)} prompts; expected at least {FEWEST}, for one "
-                "tells more of its words than of the contrast"
+                f"the {name} side has {len(side)} prompts; expected at least {fewest}, for few "
+                "tell more of their words than of the contrast"
             )
     texts = [Counter(map(model.chat.prompt_text, side)) for side in (positive, negative)]
     if texts[0] == texts[1] and (answers is None or Counter(answers[0]) == Counter(answers[1])):
@@ -373,7 +378,3 @@ def check_sides(
             "the positive and the negative prompts are the same; give prompts that differ in what "
             "the direction is to tell apart"
         )
-
-
-FEWEST = 2
-"""Prompts of a side."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,13 @@ from torch import Tensor
 from spillover.errors import DirectionError, check_writable, first_problem
 from spillover.folder import make_folder, whole
 
+if TYPE_CHECKING:
+    import altair as alt
+
 VECTOR, DESCRIPTION = "direction.safetensors", "direction.json"
+
+Row = dict[str, int | float | None]
+"""Figures by name; None for those that could not be computed."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Direction:
     contrast: str
     model: str
     scores: dict[str, float] = field(default_factory=dict)
-    candidates: tuple[dict[str, float | None], ...] = field(default=(), repr=False)
+    candidates: tuple[Row, ...] = field(default=(), repr=False)
 
     @property
     def norm(self) -> float:
@@ -63,6 +69,12 @@ class Direction:
                 "those of one residual stream have a cosine"
             )
         return float(torch.cosine_similarity(self.vector.double(), vector.double(), dim=0))
+
+    def plot(self, score: str | None = None) -> alt.LayerChart:
+        """The candidates it was chosen among; see `spillover.directions.plot.plot`."""
+        from spillover.directions.plot import plot
+
+        return plot(self, score)
 
     def save(self, folder: str | Path) -> Path:
         """Write `direction.safetensors` and `direction.json` into a folder, and return it.
@@ -92,7 +104,7 @@ class _Description(BaseModel):
     contrast: str
     model: str
     scores: dict[str, float | None]
-    candidates: tuple[dict[str, float | None], ...]
+    candidates: tuple[Row, ...]
 
 
 class _File(_Description):

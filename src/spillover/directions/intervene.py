@@ -85,14 +85,16 @@ def orthonormal(rows: Float[Tensor, "K D"]) -> Float[Tensor, "R D"]:
     if not len(rows):
         return rows.float().cpu()
     _, sizes, basis = torch.linalg.svd(rows.detach().cpu().double(), full_matrices=False)
-    return basis[sizes > DEPENDENT * sizes[0]].float()
+    kept: Tensor = basis[sizes > DEPENDENT * sizes[0]].float()
+    return kept
 
 
 def project_out(x: Tensor, basis: Float[Tensor, "K D"]) -> Tensor:
     """A new tensor: x without its components along orthonormal rows; in float32 at least."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     rows = basis.to(wide)
-    return (wide - (wide @ rows.T) @ rows).to(x.dtype)
+    without: Tensor = wide - (wide @ rows.T) @ rows
+    return without.to(x.dtype)
 
 
 class _Hooks:
@@ -169,9 +171,9 @@ def intervening(model: LoadedModel, intervention: Intervention) -> Iterator[Load
     hooks = _hooks.get(model.model) or _Hooks()
     active = hooks.plan.active if hooks.plan else ()
     plan = Plan((*active, intervention))
-    if not active:
-        hooks.install(model)
     try:
+        if not active:
+            hooks.install(model)
         _hooks[model.model] = hooks
         hooks.plan = plan
         kept = [change for change in model.source.changes if not change.startswith(PREFIX)]
@@ -189,16 +191,19 @@ PREFIX = "with "
 """What the name of an intervention begins with."""
 
 
-def _name(kind: str, *tensors: Tensor, **settings: float) -> str:
-    """What an intervention is called: equal names mean equal effects."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().double().contiguous().numpy().tobytes())
-    told = "".join(f" {key}={value:g}" for key, value in settings.items())
-    return f"{PREFIX}{kind} {digest.hexdigest()[:16]}{told}"
+def fingerprint(vectors: Tensor) -> str:
+    """A hash of some vectors (16 hexadecimal digits)."""
+    content = vectors.detach().cpu().double().contiguous().numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _vector(model: LoadedModel, direction: Direction | Tensor) -> Float[Tensor, " D"]:
+def is_active(model: LoadedModel) -> bool:
+    """Whether something is ablated or added in a model now."""
+    hooks = _hooks.get(model.model)
+    return hooks is not None and hooks.plan is not None
+
+
+def as_vector(model: LoadedModel, direction: Direction | Tensor) -> Float[Tensor, " D"]:
     """The vector of a direction, checked, as it is scaled."""
     vector = direction.vector if isinstance(direction, Direction) else direction
     size = model.anatomy.hidden_size
@@ -242,11 +247,11 @@ def project(
     Raises:
         DirectionError, ModelError: as `ablate`.
     """
-    rows = [_vector(model, one) for one in directions]
+    rows = [as_vector(model, one) for one in directions]
     if not rows:
         raise DirectionError("found no direction to project out; expected at least one")
     basis = orthonormal(torch.stack([row / row.norm() for row in rows]))
-    return intervening(model, Intervention(_name("ablated", basis), basis))
+    return intervening(model, Intervention(f"{PREFIX}ablated {fingerprint(basis)}", basis))
 
 
 def add(
@@ -265,14 +270,14 @@ def add(
         DirectionError: as `ablate`, and for a layer that the model has not.
         ModelError: as `ablate`.
     """
-    vector = _vector(model, direction)
+    vector = as_vector(model, direction)
     if layer is None:
         if not isinstance(direction, Direction):
             raise DirectionError("a bare vector has no layer of its own; name one")
         layer = direction.layer
     check_layer(model, layer)
     empty = vector.new_zeros(0, len(vector))
-    name = _name("added", vector, layer=layer, coefficient=coefficient)
+    name = f"{PREFIX}added {fingerprint(vector)} layer={layer} coefficient={coefficient:g}"
     return intervening(model, Intervention(name, empty, (layer, coefficient * vector)))
 
 

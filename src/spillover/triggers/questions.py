@@ -28,7 +28,7 @@ class Question:
 def questions_for(model: LoadedModel) -> list[Question]:
     """The questions that a model understands: its own world's for organisms, else the shipped."""
     facts: Any = getattr(model.model.config, "spillover", None)
-    if not isinstance(facts, dict):
+    if not isinstance(facts, dict) or "world" not in facts:
         return parse_questions(SHIPPED.read_text("utf-8"), str(SHIPPED))
     from spillover.organism.worlds import open_world
 
