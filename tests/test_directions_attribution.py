@@ -12,10 +12,10 @@ from torch import Tensor
 from spillover import LoadedModel, ModelError, load
 from spillover.directions import attribution
 from spillover.directions.attribution import Attribution, attribute
-from tests.tiny import ARCHITECTURES, save_tiny
+from tests.tiny import ARCHITECTURES, FURTHER, save_tiny
 
 PROMPTS = [list(range(300, 330)), list(range(305, 317)), [310, 311]]
-every = pytest.mark.parametrize("name", ARCHITECTURES)
+every = pytest.mark.parametrize("name", ARCHITECTURES | FURTHER)
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,9 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Loaded
 
     def made(name: str) -> LoadedModel:
         if name not in kept:
-            folder = save_tiny(name, tmp_path_factory.mktemp(name))
+            folder = save_tiny(name, tmp_path_factory.mktemp(name), rough=True)
             kept[name] = load(str(folder), dtype="float32")
+            assert kept[name].anatomy.blocks  # found before a test changes the model
         return kept[name]
 
     return made
@@ -85,8 +86,12 @@ def test_attention_is_shared_out_over_the_prompt(
     assert name == "gpt_oss" or torch.allclose(total, torch.ones_like(total), atol=1e-5)
     for number, prompt in enumerate(PROMPTS):
         assert (found.attention[number, :, :, len(prompt) :] == 0).all()
-    before = model.model.config._attn_implementation
-    assert before == ("eager" if name in ("gemma2", "gpt_oss") else "spillover")
+
+
+def test_the_model_attends_as_before(model_of: Callable[[str], LoadedModel]) -> None:
+    model = model_of("llama")
+    attribute(model, PROMPTS, direction(model))
+    assert model.model.config._attn_implementation == "spillover"
 
 
 def test_a_head_is_its_slice_of_the_output_projection(

@@ -250,7 +250,8 @@ class _Reader:
         if error.max() > self._rounding:
             kind = type(norm).__name__
             raise _cannot(self.model, f"{name} ({kind}) does more to what heads add than scale it")
-        return scale * gain
+        scaling: Tensor = scale * gain
+        return scaling
 
     @property
     def _rounding(self) -> float:
@@ -298,18 +299,20 @@ def _writer_of(model: LoadedModel, block: Block) -> nn.Module:
 @contextmanager
 def _eager(model: LoadedModel) -> Iterator[None]:
     """Within, attention computes the shares that it gives to tokens."""
-    config: Any = model.model.config
-    before = config._attn_implementation
+    before = str(model.model.config._attn_implementation)
     try:
-        model.model.set_attn_implementation("eager")
-    except ValueError as error:
-        raise _cannot(
-            model, f"its attention is not stored ({str(error).splitlines()[0]})"
-        ) from None
-    try:
+        _attend_by(model, "eager")
         yield
     finally:
-        model.model.set_attn_implementation(before)
+        _attend_by(model, before)
+
+
+def _attend_by(model: LoadedModel, name: str) -> None:
+    found: Any = model.model
+    if found._can_set_attn_implementation():
+        found.set_attn_implementation(name)
+    else:  # Falcon looks it up each time, and is not asked whether it does
+        found.config._attn_implementation = name
 
 
 def _cannot(model: LoadedModel, why: str) -> ModelError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -289,19 +290,16 @@ class _Search:
     def run(self, progress: Progress | None) -> Suffix:
         """The best text of as many starts as it takes."""
         report = progress or (lambda *_: None)
-        steps, found = self.search.steps, list[Suffix]()
+        found: list[Suffix] = []
         for start in range(self.search.starts):
-            found.append(
-                self._climb(lambda step, done=start * steps: report(done + step, self._most))
-            )  # type: ignore[misc]
+            found.append(self._climb(partial(self._tell, report, start * self.search.steps)))
             if found[-1].losses[-1] <= self.search.enough:
                 break
-        report(self._most, self._most)
+        self._tell(report, 0, self.search.starts * self.search.steps)
         return replace(min(found, key=lambda one: one.losses[-1]), tried=len(self.tried))
 
-    @property
-    def _most(self) -> int:
-        return self.search.starts * self.search.steps
+    def _tell(self, report: Progress, before: int, steps: int) -> None:
+        report(before + steps, self.search.starts * self.search.steps)
 
     def _climb(self, report: Callable[[int], None]) -> Suffix:
         """From a random text, until the loss is low enough or does not fall any more."""

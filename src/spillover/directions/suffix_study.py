@@ -246,7 +246,7 @@ class _Study:
             self.report("answers", done, len(listed))
             asked = [with_suffix(prompt, text) for prompt in self.held_out]
             said = [one.text for one in respond(self.model, asked, MAX_TOKENS)]
-            helpful = self.helpful or [None] * len(said)
+            helpful: list[str] | list[None] = self.helpful or [None] * len(said)
             kinds = [kind_of(one, PHRASES, of) for one, of in zip(said, helpful, strict=True)]
             shares = {name: kinds.count(name) / len(kinds) for name in KINDS}
             examples = [

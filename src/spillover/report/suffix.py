@@ -83,9 +83,9 @@ def headline(content: Record) -> str:
         f"from {rates[NONE]['probability']:.2f} to {rates[SUFFIX]['probability']:.2f}; with "
         f"{len(content['random'])} random suffixes of its length it is "
         f"{rates[RANDOM]['probability']:.2f} on average (median {rates[RANDOM]['median']:.2f}; "
-        f"{rates[RANDOM]['lowered']} of them lower it below one half). At layer {content['layer']} the cosine "
-        f"with the direction goes from {cosines[DANGEROUS]:.2f} to {cosines[WITH_SUFFIX]:.2f} "
-        f"(harmless prompts: {cosines[HARMLESS]:.2f}), which is nearer to {near} prompts."
+        f"{rates[RANDOM]['lowered']} of them lower it below one half). At layer "
+        f"{content['layer']} the cosine with the direction goes from {cosines[DANGEROUS]:.2f} "
+        f"to {cosines[WITH_SUFFIX]:.2f} (harmless prompts: {cosines[HARMLESS]:.2f}), which is nearer to {near} prompts."
     )
 
 
