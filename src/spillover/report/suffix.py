@@ -85,7 +85,8 @@ def headline(content: Record) -> str:
         f"{rates[RANDOM]['probability']:.2f} on average (median {rates[RANDOM]['median']:.2f}; "
         f"{rates[RANDOM]['lowered']} of them lower it below one half). At layer "
         f"{content['layer']} the cosine with the direction goes from {cosines[DANGEROUS]:.2f} "
-        f"to {cosines[WITH_SUFFIX]:.2f} (harmless prompts: {cosines[HARMLESS]:.2f}), which is nearer to {near} prompts."
+        f"to {cosines[WITH_SUFFIX]:.2f} (harmless prompts: {cosines[HARMLESS]:.2f}), which is "
+        f"nearer to {near} prompts."
     )
 
 
