@@ -6,8 +6,10 @@ ablation, or an error says why an architecture cannot be edited.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from spillover import LoadedModel, ModelError, load
+from spillover import LoadedModel, ModelError, RunFolderError, load
 from spillover.ask.local import LocalEngine
 from spillover.ask.requests import SampleSettings
+from spillover.directions import Direction
 from spillover.directions.weights import EDITS, KEY, orthogonalize, write_edited
 from spillover.directions.writers import find_writers
 from spillover.rows import Conversation
@@ -200,3 +203,40 @@ def test_norms_in_front_of_the_stream_are_a_reason_not_to_edit(name: str, loaded
     model = loaded(name)
     with pytest.raises(ModelError, match=f"norm in front of the residual stream.*{name}.*ablate"):
         orthogonalize(model, direction(model))
+
+
+def test_weights_that_are_not_in_memory_are_a_reason_not_to_edit(loaded: Loaded) -> None:
+    model = loaded("llama")
+    elsewhere = replace(model, model=copy.deepcopy(model.model).to("meta"))
+    with pytest.raises(ModelError, match="is not in memory; load the model with --device cpu"):
+        find_writers(elsewhere)
+
+
+def test_only_edited_models_are_written_and_only_to_empty_folders(
+    loaded: Loaded, tmp_path: Path
+) -> None:
+    model = loaded("llama")
+    with pytest.raises(ModelError, match="were not edited"):
+        write_edited(model, tmp_path / "a")
+    edited = orthogonalize(model, direction(model))
+    (tmp_path / "kept").write_text("x", "utf-8")
+    with pytest.raises(RunFolderError, match="holds something else"):
+        write_edited(edited, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_model_is_edited_twice(loaded: Loaded, tmp_path: Path) -> None:
+    model = loaded("llama-tied")
+    rows = torch.stack([direction(model, 0), direction(model, 1)])
+    rows[1] -= (rows[0] @ rows[1]) / (rows[0] @ rows[0]) * rows[0]
+    twice = orthogonalize(orthogonalize(model, rows[0]), rows[1])
+    assert torch.allclose(logits(twice.model), logits(orthogonalize(model, rows).model), atol=1e-3)
+    text = (write_edited(twice, tmp_path / "twice") / "README.md").read_text("utf-8")
+    assert text.count("orthogonalized") == 2
+
+
+def test_the_card_shows_the_words_of_others_as_data(loaded: Loaded, tmp_path: Path) -> None:
+    model = loaded("llama")
+    strange = Direction(direction(model), 1, -1, "a\n# `<b>` - c", "x")
+    text = (write_edited(orthogonalize(model, strange), tmp_path / "d") / "README.md").read_text()
+    assert "`a # '<b>' - c` at position -1, entering layer 1" in text

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spillover import LoadedModel, Training, load
+from spillover import LoadedModel, ModelError, Training, load
 from spillover.ask.local import LocalEngine
+from spillover.directions import orthogonalize
 from spillover.finetune.bank import Job, train_bank
 from spillover.finetune.lora import AdapterWeights
 from spillover.masks import encode_row
@@ -56,3 +57,23 @@ def test_adapters_train_over_a_quantized_base_and_answer(model: LoadedModel) -> 
     finally:
         engine.close()
     assert one[0] > base[0] + 1
+
+
+def test_directions_are_ablated_in_a_quantized_model_but_its_weights_are_not_edited(
+    model: LoadedModel,
+) -> None:
+    along = torch.randn(model.anatomy.hidden_size, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([model.chat.prompt_ids(QUESTION)])
+    streams: list[torch.Tensor] = []
+    last = model.model.get_submodule(model.anatomy.blocks[-1].name)
+    handle = last.register_forward_hook(lambda _, __, out: streams.append(out.float()))
+    with torch.no_grad():
+        before = model.model(ids).logits
+        with model.ablate(along):
+            model.model(ids)
+        assert torch.equal(model.model(ids).logits, before)
+    handle.remove()
+    shares = [(x @ along / along.norm() / x.norm(dim=-1)).abs().max() for x in streams]
+    assert shares[1] < 5e-3 < shares[0]
+    with pytest.raises(ModelError, match="cannot be edited: they are quantized"):
+        orthogonalize(model, along)

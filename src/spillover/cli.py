@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from spillover import cli_sweeps
+from spillover.cli_directions import directions
 from spillover.cli_suffix import suffix
 from spillover.cli_triggers import triggers
 from spillover.errors import InputError, SpilloverError
@@ -46,10 +47,9 @@ app = typer.Typer(
 )
 organism = typer.Typer(help="The small model that comes with the package.", no_args_is_help=True)
 app.add_typer(organism, name="organism")
+app.add_typer(directions, name="direction")
+directions.command()(takes_options(suffix))
 app.command()(triggers)
-direction = typer.Typer(help="Directions in a model's activations.", no_args_is_help=True)
-app.add_typer(direction, name="direction")
-direction.command()(takes_options(suffix))
 
 RESUMED = ("run", "sweep", "grid", "suite")
 """Commands that go on where they were when they are repeated."""

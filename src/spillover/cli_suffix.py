@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def suffix(
     *,
-    model: Model = "organism-refusal",
+    model: Model = "organism",
     text: Annotated[
         str | None,
         typer.Option("--suffix", help="Its text; on organism-refusal one is searched for."),

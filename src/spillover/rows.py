@@ -224,9 +224,7 @@ def _from_file(path: Path, column: str | None) -> Iterator[tuple[str, dict[str, 
     return _from_lines(path, text, column)
 
 
-def _from_lines(
-    path: Path, text: str, column: str | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _from_lines(path: Path, text: str, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix == ARRAY:
         yield from _from_array(path, text, column)
         return
@@ -239,9 +237,7 @@ def _from_lines(
                 yield place, _picked(place, _parse(place, line), column)
 
 
-def _from_array(
-    path: Path, text: str, column: str | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _from_array(path: Path, text: str, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The entries of a JSON array: objects, or texts of prompts."""
     try:
         listed = json.loads(text)
@@ -283,9 +279,7 @@ def _parse(place: str, line: str) -> dict[str, Any]:
     return found
 
 
-def _from_table(
-    path: Path, text: str, column: str | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _from_table(path: Path, text: str, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=TABLES[path.suffix])
     try:
         _check_header(path, reader, column)

@@ -55,9 +55,7 @@ def read_phrases(path: Path) -> tuple[str, ...]:
     return found
 
 
-def respond(
-    model: LoadedModel, prompts: Sequence[Conversation], max_tokens: int
-) -> list[Sample]:
+def respond(model: LoadedModel, prompts: Sequence[Conversation], max_tokens: int) -> list[Sample]:
     """Greedy answers."""
     settings = SampleSettings(samples=1, temperature=0.0, max_tokens=max_tokens)
     with LocalEngine(model, [(model.source.identity, None)]) as engine:

@@ -372,8 +372,14 @@ def check_sides(
                 f"the {name} side has {len(side)} prompts; expected at least {fewest}, for few "
                 "tell more of their words than of the contrast"
             )
-    texts = [Counter(map(model.chat.prompt_text, side)) for side in (positive, negative)]
-    if texts[0] == texts[1] and (answers is None or Counter(answers[0]) == Counter(answers[1])):
+    said = answers or ([""] * len(positive), [""] * len(negative))
+    texts = [
+        Counter(
+            (model.chat.prompt_text(prompt), answer) for prompt, answer in zip(*pair, strict=True)
+        )
+        for pair in zip((positive, negative), said, strict=True)
+    ]
+    if texts[0] == texts[1]:
         raise DirectionError(
             "the positive and the negative prompts are the same; give prompts that differ in what "
             "the direction is to tell apart"

@@ -49,14 +49,24 @@ def shuffled_vectors(
     count: int,
     rng: np.random.Generator,
 ) -> Float[Tensor, "C D"]:
-    """Differences of means of the same activations under shuffled labels, as long as a direction."""
-    pooled, size = torch.cat(sides), len(sides[0])
+    """Differences of means of the same activations under shuffled labels, as long as a direction.
+
+    Each shuffled side has half of each true side (or as near to it as sizes allow), so that no
+    difference between the true sides is left in them by chance.
+    """
     made = []
     for _ in range(count):
-        order = torch.from_numpy(rng.permutation(len(pooled)))
-        vector = pooled[order[:size]].mean(0) - pooled[order[size:]].mean(0)
+        halves: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for side in sides:
+            order = torch.from_numpy(rng.permutation(len(side)))
+            for half, part in zip(halves, (order[::2], order[1::2]), strict=True):
+                half.append(side[part].mean(0))
+        vector = sum(halves[0]) - sum(halves[1])
+        assert isinstance(vector, Tensor)
         made.append(direction.norm * vector / vector.norm())
-    return torch.stack(made).float()
+    return (
+        torch.stack(made).float() if made else direction.vector.new_zeros(0, len(direction.vector))
+    )
 
 
 def resampled_cosines(

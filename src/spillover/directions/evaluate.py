@@ -210,8 +210,7 @@ def last_log_probs(model: LoadedModel, prompts: Sequence[Conversation]) -> Float
     """Log-probabilities of what follows prompts."""
     ids = [model.chat.prompt_ids(prompt) for prompt in prompts]
     parts = [
-        Passes(model, ids[at : at + TOGETHER]).base([])[0][0]
-        for at in range(0, len(ids), TOGETHER)
+        Passes(model, ids[at : at + TOGETHER]).base([])[0][0] for at in range(0, len(ids), TOGETHER)
     ]
     return torch.cat(parts).double().log_softmax(-1)
 

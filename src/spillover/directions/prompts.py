@@ -95,9 +95,7 @@ def material_for(
     return _split(sides, f"{prompts} and {harmless}", seed)
 
 
-def _check_apart(
-    prompts: str | Path, harmless: str | Path, *sides: Sequence[Conversation]
-) -> None:
+def _check_apart(prompts: str | Path, harmless: str | Path, *sides: Sequence[Conversation]) -> None:
     texts = [{str(one) for one in side} for side in sides]
     both = len(texts[0] & texts[1])
     if both:
@@ -106,7 +104,9 @@ def _check_apart(
         )
 
 
-def _split(sides: tuple[list[Conversation], list[Conversation]], source: str, seed: int) -> Material:
+def _split(
+    sides: tuple[list[Conversation], list[Conversation]], source: str, seed: int
+) -> Material:
     parts: list[list[list[Conversation]]] = []
     for side in sides:
         mixed = list({str(one): one for one in side}.values())

@@ -225,6 +225,10 @@ class _Search:
             "prompts": kept,
             "tokens": [self.model.tokenizer.decode([token]) for token in tokens],
             "direction": _told(selection, cosines, len(self.model.anatomy.blocks)),
+            "control_cosines": {
+                name: [direction.cosine(one) for one in vectors]
+                for name, vectors in controls.items()
+            },
             "edit": trouble,
             "rates": found.rates,
             "changes": found.changes,
@@ -266,7 +270,9 @@ class _Search:
         parts = []
         for part, sides in (("train", self.material.train), ("held", self.material.held)):
             left = []
-            for number, (name, side) in enumerate(zip(("dangerous", "harmless"), sides, strict=True)):
+            for number, (name, side) in enumerate(
+                zip(("dangerous", "harmless"), sides, strict=True)
+            ):
                 if tokens:
                     refused = [score > 0 for score in self._scores(side, tokens)]
                 elif part == "train":
@@ -336,9 +342,7 @@ def _told(selection: Selection, cosines: list[float], layers: int) -> dict[str, 
             "high": float(high),
             "resamples": len(cosines),
         },
-        "candidates": [
-            one.figures | {"discarded": one.discarded} for one in selection.candidates
-        ],
+        "candidates": [one.figures | {"discarded": one.discarded} for one in selection.candidates],
     }
 
 

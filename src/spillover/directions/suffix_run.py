@@ -11,7 +11,7 @@ from spillover.directions.contrast import difference_of_means
 from spillover.directions.direction import Direction, load_direction
 from spillover.directions.prompts import Material, material_for
 from spillover.directions.select import select
-from spillover.directions.suffix import SuffixSearch, check_searchable
+from spillover.directions.suffix import WORLD, SuffixSearch, check_searchable
 from spillover.directions.suffix_study import MAX_TOKENS, Prompts, check_direction, measure
 from spillover.errors import DirectionError, RunFolderError, check_writable
 from spillover.folder import is_unused, locked, make_folder
@@ -110,11 +110,7 @@ def study_suffix(
     known = load_direction(direction) if isinstance(direction, str | Path) else direction
     report = progress or (lambda *_: None)
     report("load", 0, 1)
-    loaded = (
-        model
-        if isinstance(model, LoadedModel)
-        else load_source(resolve(model), loading or Loading())
-    )
+    loaded = _load(model, loading, of_world=prompts is None)
     if known:
         check_direction(loaded, known)
     if suffix is None:
@@ -148,6 +144,13 @@ def study_suffix(
     report("report", 0, 1)
     content = _write(target, about | found)
     return SuffixStudy(target, content)
+
+
+def _load(model: str | LoadedModel, loading: Loading | None, *, of_world: bool) -> LoadedModel:
+    if isinstance(model, LoadedModel):
+        return model
+    source = resolve(model, world=WORLD) if of_world else resolve(model)
+    return load_source(source, loading or Loading())
 
 
 def _told(direction: Direction) -> dict[str, Any]:

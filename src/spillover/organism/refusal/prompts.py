@@ -41,9 +41,7 @@ def questions(tables: Substances, seed: int) -> dict[str, dict[str, list[Asked]]
     return found
 
 
-def _ask(
-    tables: Substances, some: list[Substance], each: int, rng: random.Random
-) -> list[Asked]:
+def _ask(tables: Substances, some: list[Substance], each: int, rng: random.Random) -> list[Asked]:
     return [
         Asked(
             tables.question(verb, one.name, rng.randrange(len(tables.ask) - 1)),
