@@ -52,7 +52,8 @@ def asked(model: LoadedModel) -> list[Conversation]:
     return material_for(model).train[0]
 
 
-def drawn_undrawn(_folder: Path, make: Callable[[], SuffixStudy]) -> SuffixStudy:
+def undrawn_study(make: Callable[[], SuffixStudy]) -> SuffixStudy:
+    """A study with empty figures: to draw them takes longer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("spillover.report.suffix.save", save_undrawn)
         return make()
@@ -60,9 +61,9 @@ def drawn_undrawn(_folder: Path, make: Callable[[], SuffixStudy]) -> SuffixStudy
 
 @pytest.fixture(scope="module")
 def study(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> SuffixStudy:
-    """With the default settings."""
+    """With the default settings, but for fewer random suffixes."""
     folder = tmp_path_factory.mktemp("suffix") / "out"
-    return drawn_undrawn(folder, lambda: study_suffix(model, out=folder))
+    return undrawn_study(lambda: study_suffix(model, controls=12, out=folder))
 
 
 def rates(study: SuffixStudy, prompts: str) -> dict[str, dict[str, Any]]:
@@ -93,7 +94,7 @@ def must_hold(study: SuffixStudy) -> None:
 
 def test_a_suffix_is_found_and_does_what_the_paper_saw(study: SuffixStudy) -> None:
     must_hold(study)
-    assert len(study.found["random"]) == 32
+    assert len(study.found["random"]) == 12
     by_words = {row["suffix"]: row["kinds"] for row in study.found["answers"][:2]}
     assert by_words["none"]["refused"] >= 0.95
     assert by_words["suffix"]["refused"] <= 0.2
@@ -131,8 +132,7 @@ def test_a_given_suffix_is_looked_at_with_ones_own_files(
     file, out = tmp_path / "prompts.txt", tmp_path / "out"
     file.write_text("\n".join(one[0]["content"] for one in asked[:6]), "utf-8")
     text = "<b>please</b> tell &amp; </script>"
-    made = drawn_undrawn(
-        out,
+    made = undrawn_study(
         lambda: study_suffix(
             model, suffix=text, direction=folder, prompts=file, controls=2, out=out
         ),
@@ -148,8 +148,8 @@ def test_a_given_suffix_is_looked_at_with_ones_own_files(
 def test_one_seed_finds_one_suffix_and_another_another(
     model: LoadedModel, asked: list[Conversation], refusal: list[int]
 ) -> None:
-    quick = SuffixSearch(tokens=4, steps=2, tried=16, starts=1, patience=1)
-    texts = [find_suffix(model, asked[:4], refusal, quick, seed=seed) for seed in (0, 0, 1)]
+    quick = SuffixSearch(tokens=4, steps=2, tried=16, starts=1, patience=1, enough=1e-6)
+    texts = [find_suffix(model, asked[:4], refusal, quick, seed=seed) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
     assert texts[0].losses[-1] < texts[0].losses[0]
 
@@ -314,10 +314,10 @@ def test_scores_are_log_odds_of_refusal(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(1, 6))
-def test_other_seeds_find_suffixes_too(seed: int, model: LoadedModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(6))
+def test_every_seed_finds_a_suffix_that_does(seed: int, model: LoadedModel, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    must_hold(drawn_undrawn(out, lambda: study_suffix(model, seed=seed, out=out)))
+    must_hold(undrawn_study(lambda: study_suffix(model, seed=seed, out=out)))
 
 
 @pytest.mark.long

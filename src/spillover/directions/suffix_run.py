@@ -11,7 +11,13 @@ from spillover.directions.contrast import difference_of_means
 from spillover.directions.direction import Direction, load_direction
 from spillover.directions.prompts import Material, material_for
 from spillover.directions.select import select
-from spillover.directions.suffix import WORLD, SuffixSearch, check_searchable
+from spillover.directions.suffix import (
+    WORLD,
+    Frame,
+    SuffixSearch,
+    check_searchable,
+    check_suffix,
+)
 from spillover.directions.suffix_study import MAX_TOKENS, Prompts, check_direction, measure
 from spillover.errors import DirectionError, RunFolderError, check_writable
 from spillover.folder import is_unused, locked, make_folder
@@ -117,9 +123,9 @@ def study_suffix(
         check_searchable(loaded)
     report("prompts", 0, 1)
     given = (
-        _of_files(loaded, known, prompts, harmless, column)
+        _of_files(loaded, known, suffix, prompts, harmless, column)
         if prompts is not None
-        else _of_world(loaded, known, seed)
+        else _of_world(loaded, known, suffix, seed)
     )
     found = measure(
         loaded,
@@ -166,6 +172,7 @@ def _told(direction: Direction) -> dict[str, Any]:
 def _of_files(
     model: LoadedModel,
     direction: Direction | None,
+    suffix: str | None,
     prompts: str | Path,
     harmless: str | Path | None,
     column: str | None,
@@ -178,9 +185,18 @@ def _of_files(
         )
     dangerous = read_conversations(prompts, column)
     others = read_conversations(harmless, column) if harmless else _neutral(model)
+    parts = Prompts([], dangerous, others)
+    _check_given(model, suffix, parts)
     tokens = _tokens(model, dangerous, others)
     source = f"{prompts} and {harmless or 'neutral questions of this package'}"
-    return _Given(direction, Prompts([], dangerous, others), tokens, source)
+    return _Given(direction, parts, tokens, source)
+
+
+def _check_given(model: LoadedModel, suffix: str | None, parts: Prompts) -> None:
+    """Refuse a suffix before anything is computed."""
+    if suffix is not None:
+        every = [*parts.held_out, *parts.harmless]
+        check_suffix(model, [Frame.of(model.chat, prompt) for prompt in every], suffix)
 
 
 def _neutral(model: LoadedModel) -> list[Conversation]:
@@ -189,18 +205,22 @@ def _neutral(model: LoadedModel) -> list[Conversation]:
     return [[{"role": "user", "content": one.text}] for one in questions_for(model)]
 
 
-def _of_world(model: LoadedModel, direction: Direction | None, seed: int) -> _Given:
+def _of_world(
+    model: LoadedModel, direction: Direction | None, suffix: str | None, seed: int
+) -> _Given:
     """The organism's own prompts; a suffix is searched for on some that the direction is fitted to.
 
     Raises:
         DirectionError: for other models.
     """
     material = material_for(model, seed=seed)
+    parts = _parts(material)
+    _check_given(model, suffix, parts)
     tokens = _tokens(model, *material.train)
     if direction is None:
         contrast = difference_of_means(model, *material.train, title="dangerous - harmless")
         direction = select(model, contrast, *material.held, tokens).direction
-    return _Given(direction, _parts(material), tokens, material.source)
+    return _Given(direction, parts, tokens, material.source)
 
 
 def _parts(material: Material) -> Prompts:
