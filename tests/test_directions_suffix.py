@@ -199,7 +199,8 @@ def test_slopes_are_gradients_of_one_hot_tokens(
         return log_probs(model, [one.ids for one in known], 1, embed)[:, 0, refusal].sum()
 
     slopes = token_slopes(model, known, total)
-    weight = model.model.get_input_embeddings().weight  # type: ignore[no-untyped-call]
+    embedding: Any = model.model.get_input_embeddings()
+    weight: torch.Tensor = embedding.weight
     expected = torch.zeros_like(slopes)
     for one in known:
         hot = torch.nn.functional.one_hot(torch.tensor([one.ids]), len(weight)).float()
