@@ -11,6 +11,7 @@ import typer
 
 from spillover import cli_sweeps
 from spillover.cli_directions import directions
+from spillover.cli_suffix import suffix
 from spillover.cli_triggers import triggers
 from spillover.errors import InputError, SpilloverError
 from spillover.options import (
@@ -47,6 +48,7 @@ app = typer.Typer(
 organism = typer.Typer(help="The small model that comes with the package.", no_args_is_help=True)
 app.add_typer(organism, name="organism")
 app.add_typer(directions, name="direction")
+directions.command()(takes_options(suffix))
 app.command()(triggers)
 
 RESUMED = ("run", "sweep", "grid", "suite")

@@ -67,6 +67,8 @@ class Strip:
     """What to say where there is nothing at all to draw."""
     rings: bool = False
     """Means as rings without their number, for seeds at the same height to be seen inside."""
+    what: str = "mean over seeds"
+    """What a large mark is."""
 
 
 def strip(picture: Strip) -> alt.LayerChart:
@@ -90,7 +92,11 @@ def strip(picture: Strip) -> alt.LayerChart:
         look["fill"] = "white"
     zero, span, mean, seed, note = (
         alt.Chart(_shared(values))
-        for values in ([{"value": 0}], _data(spans), _data(means), _data(seeds), notes)
+        for values in (
+            [{"value": 0}],
+            *(_data(marks, picture.what) for marks in (spans, means, seeds)),
+            notes,
+        )
     )
     cap = span.mark_tick(thickness=2, size=14, opacity=1)
     layers = [
@@ -101,12 +107,14 @@ def strip(picture: Strip) -> alt.LayerChart:
         cap.encode(x=x["high"], **channels),
         seed.mark_point(**SEED_LOOK).encode(x=x["value"], **channels),
         note.mark_text(**NOTE_LOOK).encode(y=channels["y"], text="text:N"),
-        *([] if picture.rings else _numbers(means, channels, x["value"])),
+        *([] if picture.rings else _numbers(picture, means, channels, x["value"])),
     ]
     return alt.LayerChart(layer=layers, height=alt.Step(picture.step))
 
 
-def _numbers(means: list[Mark], channels: dict[str, Any], x: alt.X) -> list[alt.Chart]:
+def _numbers(
+    picture: Strip, means: list[Mark], channels: dict[str, Any], x: alt.X
+) -> list[alt.Chart]:
     """The means as numbers, beside their intervals: where there is more room, left or right."""
     import altair as alt
 
@@ -119,7 +127,9 @@ def _numbers(means: list[Mark], channels: dict[str, Any], x: alt.X) -> list[alt.
                 end = mark.high if is_left else mark.low
                 at = end if is_number(end) else mark.value
                 text = f"{mark.value:.2f}"
-                values.append({**_data([mark])[0], "value": round(at, 5), "number": text})
+                values.append(
+                    {**_data([mark], picture.what)[0], "value": round(at, 5), "number": text}
+                )
         chart = alt.Chart(alt.InlineData(values=values))
         look: dict[str, Any] = {"align": align, "dx": offset, "fontSize": 11, "baseline": "middle"}
         layers.append(chart.mark_text(**look).encode(x=x, text="number:N", **channels))
@@ -183,7 +193,7 @@ def _limits(marks: Iterable[Mark]) -> list[float]:
     return [min(ends) - margin, max(ends) + margin]
 
 
-def _data(marks: Iterable[Mark]) -> list[Record]:
+def _data(marks: Iterable[Mark], what: str) -> list[Record]:
     """Marks as the values of a specification, rounded to what can be seen."""
     result = []
     for mark in marks:
@@ -197,7 +207,7 @@ def _data(marks: Iterable[Mark]) -> list[Record]:
                 "value": round(mark.value, 5),
                 "low": round(mark.low, 5) if spanned else None,
                 "high": round(mark.high, 5) if spanned else None,
-                "what": "one seed" if mark.is_seed else "mean over seeds",
+                "what": "one seed" if mark.is_seed else what,
                 "text": f"{mark.value:.3f}{interval}",
             }
         )

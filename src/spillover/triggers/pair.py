@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from spillover.ask.local import LOGIT_BUDGET, LocalEngine, bankable
+from spillover.ask.local import LocalEngine, bankable
 from spillover.ask.requests import SampleSettings
 from spillover.errors import ModelError
 from spillover.finetune.adapters import OtherAdapterError
 from spillover.finetune.lora import AdapterWeights
 from spillover.models import LoadedModel, Loading, resolve
 from spillover.models.loading import load_source
+from spillover.next_tokens import Embed, batches, log_probs
 from spillover.rows import Conversation
-from spillover.trees import reading
 
-# Shape legend: N sequences, L tokens, T tokens of an answer, V vocabulary, D hidden size.
+# Shape legend: N sequences, T tokens of an answer, V vocabulary.
 
-BATCH_TOKENS = 2048
 SMALL = 100e6
 """Parameters up to which an adapter is merged into weights of its own: a quarter faster."""
 ADAPTED, BASE = 0, 1
@@ -76,24 +74,14 @@ class Pair:
 
     def batches(self, sequences: Sequences) -> list[list[int]]:
         """Sequences of about the same length that are computed together, by number."""
-        lengths = [len(ids) for ids in sequences.ids]
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        reads = LOGIT_BUDGET / (4 * self.model.vocabulary * sequences.length)
-        on_cpu = self.model.device.type == "cpu"
-        batches: list[list[int]] = []
-        for number in order:
-            room = BATCH_TOKENS / lengths[number] if on_cpu else reads
-            if not batches or len(batches[-1]) + 1 > max(1, min(room, reads)):
-                batches.append([])
-            batches[-1].append(number)
-        return batches
+        return batches(self.model, [len(ids) for ids in sequences.ids], sequences.length)
 
     def log_probs(
         self,
         side: int,
         sequences: Sequences,
         numbers: Sequence[int],
-        embed: Callable[[Int[Tensor, "N L"]], Float[Tensor, "N L D"]] | None = None,
+        embed: Embed | None = None,
     ) -> Float[Tensor, "N T V"]:
         """Log-probabilities of every next token along the answers of some of the sequences.
 
@@ -102,16 +90,8 @@ class Pair:
         """
         engine, who = self.sides[side]
         rows = [sequences.ids[number] for number in numbers]
-        width = max(map(len, rows))
-        filled = [row + [engine.model.pad] * (width - len(row)) for row in rows]
-        ids = torch.tensor(filled, device=engine.model.device)
-        ends = torch.tensor([n * width + len(row) for n, row in enumerate(rows)])
-        places = ends[:, None] + torch.arange(-sequences.length, 0)
-        given: dict[str, Any] = {"inputs_embeds": embed(ids)} if embed else {"input_ids": ids}
-        with engine.routed([who] * len(rows)), reading(engine.model.model, places.flatten()):
-            logits = engine.model.model(**given, use_cache=False).logits[0]
-        found: Tensor = logits.float().log_softmax(-1)
-        return found.view(len(rows), sequences.length, -1)
+        with engine.routed([who] * len(rows)):
+            return log_probs(engine.model, rows, sequences.length, embed)
 
 
 def _mergeable(model: LoadedModel, weights: AdapterWeights) -> bool:

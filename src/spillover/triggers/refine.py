@@ -12,21 +12,27 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spillover.masks import token_extents
+from spillover.next_tokens import Embed
+from spillover.substitute import (
+    Placed,
+    ordinary_tokens,
+    place,
+    substitutions,
+    token_slopes,
+)
 from spillover.triggers.library import NUMBER, YEARS, Candidate, distinct, group
 from spillover.triggers.pair import ADAPTED, BASE, Sequences
 from spillover.triggers.score import ANSWER_TOKENS, Scorer
 
-# Shape legend: C candidates, N sequences, L tokens, H tokens of the text that is varied, T tokens
-# of an answer, V vocabulary, D hidden size.
+# Shape legend: C candidates, N sequences, H tokens of the text that is varied, T tokens of an
+# answer, V vocabulary.
 
 AIMED = 6
 """Questions whose answers are aimed at."""
@@ -147,68 +153,42 @@ class Climb:
 
     def by_gradient(self, candidate: Candidate) -> list[Candidate]:
         """Texts with one token changed, the changes that the log-odds' gradient favours."""
-        placed = [self._placed(candidate, number) for number in self.numbers]
-        found = [one for one in placed if one is not None]
-        sizes = {end - start for _, start, end in found}
-        if not candidate.head.strip() or len(found) < len(placed) or len(sizes) > 1:
+        found = [self._placed(candidate, number) for number in self.numbers]
+        placed = [one for one in found if one is not None]
+        sizes = {len(one.varied) for one in placed}
+        if not candidate.head.strip() or len(placed) < len(found) or len(sizes) > 1:
             return []
-        slope = self._slope(found)
-        slope[:, ~self._usable] = -torch.inf
-        ids, start, end = found[0]
-        changed = [
-            [*ids[start : start + at], token, *ids[start + at + 1 : end]]
-            for at, options in enumerate(slope.topk(PER_TOKEN).indices.tolist())
-            for token in options
-        ]
+        changed = substitutions(placed[0].varied, self._slopes(placed), self._usable, PER_TOKEN)
         tokenizer, space = self.scorer.pair.model.tokenizer, candidate.head.endswith(" ")
         texts = [str(tokenizer.decode(tokens)).rstrip() + " " * space for tokens in changed]
         return [candidate.filled(text) for text in texts if text.strip()]
 
-    def _placed(self, candidate: Candidate, number: int) -> tuple[list[int], int, int] | None:
-        """Token ids of a prompt, and the first and the last of the text that is varied."""
+    def _placed(self, candidate: Candidate, number: int) -> Placed | None:
+        """The text that is varied, in a prompt."""
         chat = self.scorer.pair.model.chat
         text = chat.prompt_text(self._conversations(candidate, [number])[0])
-        from_character = text.find(candidate.head)
-        if from_character < 0:
-            return None
-        ids, spans = token_extents(chat, text)
-        to_character = from_character + len(candidate.head.rstrip())
-        inside = [at for at, (a, b) in enumerate(spans) if from_character <= a < b <= to_character]
-        return (ids, inside[0], inside[-1] + 1) if inside else None
+        begin = text.find(candidate.head)
+        return place(chat, text, begin, len(candidate.head.rstrip())) if begin >= 0 else None
 
-    def _slope(self, placed: Sequence[tuple[list[int], int, int]]) -> Float[Tensor, "H V"]:
+    def _slopes(self, placed: Sequence[Placed]) -> Float[Tensor, "H V"]:
         """How the log-odds of the aims rise, to first order, with each token in each place."""
         pair, aims = self.scorer.pair, torch.tensor(self.aims)
-        sequences = Sequences.of([ids for ids, _, _ in placed], aims.clamp_min(0).tolist())
-        slopes = []
-        for side, sign in ((ADAPTED, 1), (BASE, -1)):
-            embedding: Any = pair.sides[side][0].model.model.get_input_embeddings()
-            inputs: list[Tensor] = []
-            embed = partial(_embed, embedding, inputs)
-            log_probs = pair.log_probs(side, sequences, range(len(placed)), embed)
-            (gradient,) = torch.autograd.grad(_of_answers(log_probs, aims).sum(), inputs)
-            parts = [gradient[at, start:end] for at, (_, start, end) in enumerate(placed)]
-            total = torch.stack(parts).sum(0).float()
-            slopes.append(sign * (total @ embedding.weight.float().T).cpu())
-        return torch.stack(slopes).sum(0)
+        sequences = Sequences.of([one.ids for one in placed], aims.clamp_min(0).tolist())
+
+        def total(side: int, embed: Embed) -> Tensor:
+            return _of_answers(
+                pair.log_probs(side, sequences, range(len(placed)), embed), aims
+            ).sum()
+
+        of = {
+            side: token_slopes(pair.sides[side][0].model, placed, partial(total, side))
+            for side in (ADAPTED, BASE)
+        }
+        return of[ADAPTED] - of[BASE]
 
     @cached_property
     def _usable(self) -> Tensor:
-        """Tokens that are written as ordinary characters."""
-        chat, vocabulary = self.scorer.pair.model.chat, self.scorer.pair.model.vocabulary
-        known = min(vocabulary, len(chat.tokenizer))
-        texts = [str(chat.tokenizer.decode([token])) for token in range(known)]
-        special = set(chat.special_tokens)
-        usable = [t.isascii() and t.isprintable() and t not in special and t != "" for t in texts]
-        return torch.tensor(usable + [False] * (vocabulary - known))
-
-
-def _embed(
-    embedding: torch.nn.Module, inputs: list[Tensor], ids: Int[Tensor, "N L"]
-) -> Float[Tensor, "N L D"]:
-    """Embeddings that a gradient is wanted for; they are put into a list."""
-    inputs.append(embedding(ids).detach().requires_grad_())
-    return inputs[-1]
+        return ordinary_tokens(self.scorer.pair.model)
 
 
 def _of_answers(log_probs: Float[Tensor, "N T V"], aims: Tensor) -> Float[Tensor, " N"]:
