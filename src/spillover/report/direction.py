@@ -267,7 +267,7 @@ def _rates_table(content: Record) -> Record:
         *(Column(kind, kind, "number") for kind in shown),
         Column("interval", "refused, 95% interval", "span"),
     )
-    return table(rows, columns, ("group", "kind", "control"), page=40)
+    return table(rows, columns, ("group",), page=40)
 
 
 def _changes_table(content: Record) -> Record:
@@ -322,4 +322,4 @@ def _answers_table(answers: Sequence[Record]) -> Record:
         Column("answer", "answer", "long"),
         Column("is", "counted as"),
     )
-    return table(rows, columns, ("kind", "control", "group", "is"), page=20)
+    return table(rows, columns, ("condition", "group", "is"), page=20)
