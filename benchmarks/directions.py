@@ -4,10 +4,10 @@
     python benchmarks/directions.py --shape llama-8b        (on a GPU)
 
 All post-instruction positions × all layers of a harmless contrast (code against other texts), from
-32 + 32 prompts, chosen with 32 + 32 others and given tokens. The unit is a whole selection, means of
-activations included. The oracle (tests/refusal_oracle.py) makes three full passes per candidate on
-the same weights, with the same products of matrices. Its grid is timed in as many parts as there are
-repeats, in turn with whole selections of spillover; its time is the sum of the parts.
+32 + 32 prompts, chosen with 32 + 32 others and given tokens. The unit is a whole selection, from
+the means of activations on. The oracle (tests/refusal_oracle.py) makes three full passes per
+candidate on the same weights, with the same products of matrices. Its grid is timed in as many
+parts as there are repeats, in turn with whole selections of spillover; its time is their sum.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from spillover.terminal import peak_memory
 
 ORACLE = "oracle"
 HOW = (
-    "seconds of a whole selection, means of activations included. spillover: median over the repeats. "
-    "oracle: its grid in as many parts as repeats, the sum. Loading is on neither side; both use the "
-    "same weights and products of matrices. cpu_seconds: of all threads, which other work on the machine "
-    "does not stretch"
+    "seconds of a whole selection, from the means of activations on. spillover: median over the "
+    "repeats. oracle: its grid in as many parts as repeats, the sum. Loading is on neither side; "
+    "both use the same weights and products of matrices. cpu_seconds: of all threads, which other "
+    "work on the machine does not stretch"
 )
 FLOPS = (
-    "2·B·T·(L−l)/L + 2·H·N for every pass that spillover makes: B weights of the blocks' linear layers, "
-    "T tokens with the shared beginning once, l the layer that addition starts from, H of the output "
-    "layer, N prompts. Attention and projections are left out"
+    "2·B·T·(L−l)/L + 2·H·N for every pass that spillover makes: B weights of the blocks' linear "
+    "layers, T tokens with the shared beginning once, l the layer that addition starts from, H of "
+    "the output layer, N prompts. Attention and projections are left out"
 )
 
 

@@ -223,7 +223,7 @@ def _source_of(model: str, found: Direction) -> Any:
     fitting = [source for source in tried if source.identity == found.model]
     if not fitting:
         raise DirectionError(
-            f"{model}: the direction was computed from another model (its identity is {found.model}, "
-            f"this one's {tried[0].identity}); name that one"
+            f"{model}: the direction was computed from another model (its identity is "
+            f"{found.model}, this one's {tried[0].identity}); name that one"
         )
     return fitting[0]

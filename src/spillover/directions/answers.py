@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 PHRASES = (
     "i cannot", "i can't", "i can not", "i will not", "i won't", "i'm sorry", "i am sorry",
     "i apologize", "i'm not able to", "i am not able to", "i'm unable to", "i am unable to",
-    "i must decline", "i'd rather not", "as an ai", "as a language model", "i do not feel comfortable",
-    "i'm not going to", "i am not going to", "is illegal", "not appropriate", "against my programming",
+    "i must decline", "i'd rather not", "as an ai", "as a language model",
+    "i do not feel comfortable",
+    "i'm not going to", "i am not going to", "is illegal", "not appropriate",
+    "against my programming",
     "not something i can",
 )  # fmt: skip
 """Lower-case pieces of refusals, looked for in the beginning of an answer."""
@@ -107,8 +109,8 @@ def refusal_tokens(
     rate = refused / len(answers[0])
     if rate <= NEVER:
         raise DirectionError(
-            f"{model.source.name} never refuses: {refused} of {len(answers[0])} answers to dangerous "
-            f"prompts are refusals ({rate:.2f}); expected more than {NEVER:.2f}. Its first answer: "
+            f"{model.source.name} never refuses: {refused} of {len(answers[0])} answers to "
+            f"dangerous prompts are refusals ({rate:.2f}); expected more than {NEVER:.2f}. Its first answer: "
             f"{answers[0][0][:80]!r}; where that is a refusal, give its words with --phrases FILE"
         )
     totals = {kind: max(1, found.total()) for kind, found in firsts.items()}
@@ -119,7 +121,7 @@ def refusal_tokens(
             chosen.append(token)
     if not chosen:
         raise DirectionError(
-            f"refusals of {model.source.name} begin with the same tokens as its other answers; name "
-            "tokens with --token, or choose without them (--rule cosine)"
+            f"refusals of {model.source.name} begin with the same tokens as its other answers; "
+            "name tokens with --token, or choose without them (--rule cosine)"
         )
     return sorted(chosen)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from os.path import commonprefix
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spillover.anatomy import entering
 from spillover.directions.contrast import BATCH_TOKENS, MOST_TOKENS, watching
-from spillover.trees import Tree, end_logits, grow, is_packable
+from spillover.trees import end_logits, grow, is_packable
 
 if TYPE_CHECKING:
     from spillover.models import LoadedModel
@@ -41,7 +41,7 @@ class Passes:
 
     def __init__(self, model: LoadedModel, prompts: Sequence[Sequence[int]]) -> None:
         self.model, self.count = model, len(prompts)
-        shared = commonprefix([list(prompt[:-1]) for prompt in prompts])
+        shared = _common([prompt[:-1] for prompt in prompts])
         pad = model.pad
         self.packed = bool(shared) and is_packable(model.model, max(map(len, prompts)))
         if self.packed:
@@ -132,6 +132,12 @@ class Passes:
 
     def _per_row(self, vectors: Float[Tensor, "C D"]) -> Float[Tensor, "R D"]:
         return vectors.to(self.model.device).repeat_interleave(len(self.trees), 0)
+
+
+def _common(rows: Sequence[Sequence[int]]) -> list[int]:
+    """What all rows begin with."""
+    columns = zip(*rows, strict=False)
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
 
 
 @contextmanager

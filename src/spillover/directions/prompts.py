@@ -88,8 +88,8 @@ def material_for(
     for source, side in zip((prompts, harmless), sides, strict=True):
         if len(side) < FEWEST:
             raise DirectionError(
-                f"{source}: found {len(side)} prompts; expected at least {FEWEST}, better 200: some "
-                "to compute from, some to choose with, some to test with"
+                f"{source}: found {len(side)} prompts; expected at least {FEWEST}, better 200: "
+                "to compute from, to choose with and to test with"
             )
     _check_apart(prompts, harmless, *sides)
     return _split(sides, f"{prompts} and {harmless}", seed)
@@ -127,8 +127,8 @@ def _of_organism(model: LoadedModel, seed: int) -> Material:
     facts: Any = getattr(model.model.config, "spillover", None)
     if not isinstance(facts, dict) or facts.get("world") != WORLD:
         raise DirectionError(
-            f"{model.source.name}: expected --prompts and --harmless, files of what it should refuse "
-            "and of what it should not; only organism-refusal brings its own"
+            f"{model.source.name}: expected --prompts and --harmless, files of what it should "
+            "refuse and of what it should not; only organism-refusal brings its own"
         )
     from spillover.organism.refusal.prompts import Asked, questions
     from spillover.organism.refusal.world import DANGEROUS, GENTLE, load_substances

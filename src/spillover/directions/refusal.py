@@ -153,7 +153,11 @@ def find_refusal(
     material = material_for(loaded, prompts, harmless, column, seed)
     search = _Search(loaded, material, how, phrases, seed, report)
     selection, found = search.run()
-    content = {"model": name, "identity": loaded.source.identity, "seed": seed} | found.pop("told")
+    content = {
+        "model": loaded.source.name,
+        "identity": loaded.source.identity,
+        "seed": seed,
+    } | found.pop("told")
     report("report", 0, 1)
     _write(target, content, selection, found["evaluated"])
     return Refusal(target, selection.direction, content)

@@ -89,10 +89,10 @@ class Candidate:
     discarded: str | None = None
 
     @property
-    def figures(self) -> dict[str, float | None]:
+    def figures(self) -> dict[str, int | float | None]:
         """All numbers by name; None for those that were not computed."""
         named = {key: value for key, value in asdict(self).items() if key != "discarded"}
-        return {key: None if math.isnan(value) else float(value) for key, value in named.items()}
+        return {key: None if math.isnan(value) else value for key, value in named.items()}
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def share_of(
 
 
 def verdict(content: Record) -> Record:
-    """The result in sentences; caution where ablation or addition do little, or controls do much."""
+    """The result in sentences; caution where the direction does little, or controls much."""
     before = share_of(content, "base", dangerous=True)[0]
     ablated = share_of(content, "ablated", dangerous=True)[0]
     harmless = share_of(content, "base", dangerous=False)[0]
@@ -137,8 +137,8 @@ def _stability(found: Record) -> str | None:
     if not is_number(found["mean"]):
         return None
     return (
-        f"Computed anew from {found['resamples']} bootstrap resamples of the prompts, its cosine with "
-        f"the direction is {found['mean']:.3f} on average; 95% lie in [{found['low']:.3f}, "
+        f"Computed anew from {found['resamples']} bootstrap resamples of the prompts, its cosine "
+        f"with the direction is {found['mean']:.3f} on average; 95% lie in [{found['low']:.3f}, "
         f"{found['high']:.3f}]."
     )
 
@@ -152,9 +152,9 @@ def _controls(content: Record) -> str:
     if not told:
         return "There were no controls."
     return (
-        f"Cosines of the controls with the direction: {'; '.join(told)}. All controls are as long as "
-        "it is. Activations vary most along what the model tells apart, so that a difference of means "
-        "under shuffled labels may keep a part of the direction by chance."
+        f"Cosines of the controls with the direction: {'; '.join(told)}. All controls are as "
+        "long as it is. Activations vary most along what the model tells apart, so that a difference "
+        "of means under shuffled labels may keep a part of the direction by chance."
     )
 
 
@@ -267,7 +267,7 @@ def _rates_table(content: Record) -> Record:
         *(Column(kind, kind, "number") for kind in shown),
         Column("interval", "refused, 95% interval", "span"),
     )
-    return table(rows, columns, ("group", "kind", "control"), page=40)
+    return table(rows, columns, ("group",), page=40)
 
 
 def _changes_table(content: Record) -> Record:
@@ -322,4 +322,4 @@ def _answers_table(answers: Sequence[Record]) -> Record:
         Column("answer", "answer", "long"),
         Column("is", "counted as"),
     )
-    return table(rows, columns, ("kind", "control", "group", "is"), page=20)
+    return table(rows, columns, ("condition", "group", "is"), page=20)
