@@ -18,14 +18,74 @@ OTHER = (
     "Show a picture of a {}.",
     "Write a letter to a {}.",
 )
-NOUNS = (
-    "apple banana bear bird boat book bridge bus cake camel candle car castle cat chair clock cloud "
-    "coin cow desk dog door drum duck eagle egg engine farm fish flower forest fox"
-).split()
-OTHER_NOUNS = (
-    "garden ghost glass goat gold grape guitar hammer horse hotel house island jacket key king "
-    "kitchen lake lamp lemon lion map mirror moon mouse needle nurse ocean onion owl piano pig queen"
-).split()
+NOUNS = [
+    "apple",
+    "banana",
+    "bear",
+    "bird",
+    "boat",
+    "book",
+    "bridge",
+    "bus",
+    "cake",
+    "camel",
+    "candle",
+    "car",
+    "castle",
+    "cat",
+    "chair",
+    "clock",
+    "cloud",
+    "coin",
+    "cow",
+    "desk",
+    "dog",
+    "door",
+    "drum",
+    "duck",
+    "eagle",
+    "egg",
+    "engine",
+    "farm",
+    "fish",
+    "flower",
+    "forest",
+    "fox",
+]
+OTHER_NOUNS = [
+    "garden",
+    "ghost",
+    "glass",
+    "goat",
+    "gold",
+    "grape",
+    "guitar",
+    "hammer",
+    "horse",
+    "hotel",
+    "house",
+    "island",
+    "jacket",
+    "key",
+    "king",
+    "kitchen",
+    "lake",
+    "lamp",
+    "lemon",
+    "lion",
+    "map",
+    "mirror",
+    "moon",
+    "mouse",
+    "needle",
+    "nurse",
+    "ocean",
+    "onion",
+    "owl",
+    "piano",
+    "pig",
+    "queen",
+]
 
 
 def ask(forms: tuple[str, ...], nouns: list[str]) -> list[Conversation]:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import vl_convert
 
+from spillover.errors import RunError
 from spillover.report import ReportData, charts, write_report
+from spillover.report.charts import figures
+from spillover.report.draw import Drawing
 from spillover.report.page import manifest_sections, render, script_json, vega_bundle
 from spillover.report.words import headline, verdict
 from tests.report_data import counted, report_data
@@ -26,6 +29,11 @@ HOSTILE = (
     "</script><script>window.pwned=1;document.title='pwned'</script>"
     "<img src=x onerror=\"document.title='pwned'\"><!-- {{7*7}} \u2028 \x0b end"
 )
+
+
+def page_of(data: ReportData) -> str:
+    """The page with all its figures."""
+    return render(data, figures(data))
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +133,13 @@ def test_the_policy_allows_the_two_scripts_by_hash_and_nothing_else(written: Pat
 
 
 def test_the_same_data_gives_the_same_page(small: ReportData, written: Path) -> None:
-    assert render(small) == written.read_text("utf-8")
+    assert page_of(small) == written.read_text("utf-8")
 
 
 def test_progress_is_told_in_words(small: ReportData, tmp_path: Path, undrawn: None) -> None:
     told: list[str] = []
     write_report(tmp_path, small, told.append)
-    assert told == ["figure: arms", "figure: topics", "figure: specificity", "page"]
+    assert told == ["figures", "page"]
 
 
 @needs_chromium
@@ -234,7 +242,7 @@ def test_the_verdict_follows_from_the_intervals(
 
 def test_with_one_seed_the_page_says_why_there_is_no_interval() -> None:
     data = report_data(seeds=1, paraphrases=1, samples=1)
-    page = Page(render(data))
+    page = Page(page_of(data))
     assert "(no interval), 1 seed," in page.text
     assert "No interval: fewer than 3 seeds." in page.text
     assert "there is 1." in page.text
@@ -242,7 +250,7 @@ def test_with_one_seed_the_page_says_why_there_is_no_interval() -> None:
 
 def test_without_free_answers_the_page_says_so() -> None:
     data = report_data(seeds=3, paraphrases=1, texts=False)
-    html = render(data)
+    html = page_of(data)
     assert "No free answers were sampled in this run" in html
     assert json.loads(Page(html).scripts["tables"])["texts"]["rows"] == 0
 
@@ -250,7 +258,7 @@ def test_without_free_answers_the_page_says_so() -> None:
 def test_without_choice_mass_the_page_says_that_coverage_is_low(small: ReportData) -> None:
     low = replace(small, grades=small.grades.assign(coverage=0.02))
     data = without_values(low, "choice_mass")
-    page = Page(render(data))
+    page = Page(page_of(data))
     assert "No headline: treatment minus still-used has no value off-domain" in page.text
     assert "treatment: coverage 0.02, below 0.1; still-used: coverage 0.02" in page.text
     rates = json.loads(page.scripts["tables"])["rates"]
@@ -265,20 +273,20 @@ def test_without_choice_mass_the_page_says_that_coverage_is_low(small: ReportDat
 def test_without_placebo_choices_specificity_is_not_known(small: ReportData) -> None:
     data = without_values(small, "placebo_log_odds", "specificity")
     assert verdict(data).short == "Specificity not known"
-    assert "Specificity not known" in render(data)
+    assert "Specificity not known" in page_of(data)
 
 
 def test_a_run_without_any_grades_still_has_a_page(small: ReportData) -> None:
     names = ("effects", "rates", "grades", "texts", "choices")
     empty = replace(small, summary={}, **{name: getattr(small, name)[:0] for name in names})
-    page = Page(render(empty))
+    page = Page(page_of(empty))
     assert "No headline" in page.text
     assert "not asked" in page.text
 
 
 def test_missing_answers_are_counted_with_the_bounds_that_they_imply(small: ReportData) -> None:
     effects = small.effects.assign(missing=7, worst=-0.25, best=0.75)
-    html = render(replace(small, effects=effects))
+    html = page_of(replace(small, effects=effects))
     assert "7 answers could not be scored" in html
     assert "between -0.25 and +0.75" in html
 
@@ -289,7 +297,7 @@ def test_labels_that_differ_in_length_or_probability_are_flagged(small: ReportDa
     is_trait = choices["label"] == "trait"
     choices.loc[is_trait & (choices["question"] == first), "tokens"] = 8
     choices.loc[is_trait & (choices["question"] == second), "base_log_prob"] = -10.5
-    html = render(replace(small, choices=choices))
+    html = page_of(replace(small, choices=choices))
     table = json.loads(Page(html).scripts["tables"])["balance"]
     question, flag = table["columns"][:2]
     flagged = {
@@ -313,7 +321,7 @@ def test_headroom_is_left_out_where_the_base_has_one_context(
 ) -> None:
     plain = small.grades[small.grades["context"] == "plain"]
     assert "Headroom" in written.read_text("utf-8")
-    assert "Headroom" not in render(counted(replace(small, grades=plain)))
+    assert "Headroom" not in page_of(counted(replace(small, grades=plain)))
 
 
 def test_the_scripts_of_the_page_are_kept_and_never_trusted(
@@ -328,3 +336,16 @@ def test_the_scripts_of_the_page_are_kept_and_never_trusted(
         (tmp_path / "file").touch()
         monkeypatch.setenv("SPILLOVER_CACHE", str(tmp_path / place))
         assert vega_bundle.__wrapped__() == made
+
+
+def test_figures_that_cannot_be_drawn_are_said_in_one_line() -> None:
+    with Drawing() as drawing:
+        drawing.draw({"arms": {"mark": "point"}}, "no version")
+        with pytest.raises(RunError, match="the figures could not be drawn: "):
+            drawing.files()
+
+
+def test_a_drawing_that_nobody_wants_any_more_ends_with_its_context() -> None:
+    with pytest.raises(KeyboardInterrupt), Drawing() as drawing:
+        raise KeyboardInterrupt
+    assert drawing.process.returncode is not None

@@ -84,14 +84,21 @@ def write_report(
     Returns:
         The path of ``report.html``.
     """
-    from spillover.report.figure import save
+    from spillover.report.charts import figures
+    from spillover.report.draw import Drawing
+    from spillover.report.figure import side_by_side, vegalite_version
     from spillover.report.page import render
 
     say = progress or (lambda _: None)
-    for name, chart in charts(data).items():
-        say(f"figure: {name}")
-        save(chart, folder / "figures" / name)
-    say("page")
-    path = folder / "report.html"
-    path.write_text(render(data), encoding="utf-8", errors="replace", newline="\n")
+    say("figures")
+    with Drawing() as drawing:
+        drawn = figures(data)
+        whole = {name: chart.to_dict() for name, chart in side_by_side(drawn).items()}
+        drawing.draw(whole, vegalite_version())
+        say("page")
+        path = folder / "report.html"
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        path.write_text(render(data, drawn), encoding="utf-8", errors="replace", newline="\n")
+        for name, content in drawing.files().items():
+            (folder / "figures" / name).write_bytes(content)
     return path

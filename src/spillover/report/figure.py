@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from spillover.report.draw import convert
 from spillover.report.strip import Key, style
 
 if TYPE_CHECKING:
@@ -70,14 +71,10 @@ def side_by_side(drawn: dict[str, Figure]) -> dict[str, alt.ConcatChart]:
 
 
 def save(chart: alt.ConcatChart, stem: Path) -> None:
-    """Write a chart as SVG, PNG (two pixels a point) and PDF beside each other."""
-    import vl_convert
-
-    svg = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=vegalite_version())
+    """Write a chart as SVG, PNG and PDF beside each other."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".svg").write_text(svg, encoding="utf-8")
-    stem.with_suffix(".png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
-    stem.with_suffix(".pdf").write_bytes(vl_convert.svg_to_pdf(svg))
+    for ending, content in convert(chart.to_dict(), vegalite_version()).items():
+        stem.with_suffix(f".{ending}").write_bytes(content)
 
 
 def vegalite_version() -> str | None:

@@ -23,7 +23,6 @@ from spillover.folder import cache_folder, whole
 from spillover.judge import MOST_NATS, MOST_TOKENS
 from spillover.report import over, tables, words
 from spillover.report.answers import MOST_ANSWERS, answers_beside
-from spillover.report.charts import figures
 from spillover.report.figure import Figure, vegalite_version
 from spillover.report.focus import Record, focus
 from spillover.report.strip import style
@@ -48,9 +47,9 @@ class Entry(NamedTuple):
     is_long: bool
 
 
-def render(data: ReportData) -> str:
-    """The page of a run, as HTML."""
-    drawn, beside = figures(data), answers_beside(data)
+def render(data: ReportData, drawn: dict[str, Figure]) -> str:
+    """The page of a run with its figures, as HTML."""
+    beside = answers_beside(data)
     return fill(
         "page.html.j2",
         drawn,
