@@ -1,4 +1,4 @@
-"""A harmless contrast for real models: asking for Python code, and for other texts about a thing."""
+"""A harmless contrast for real models: asking for Python code, and for other texts."""
 
 from __future__ import annotations
 
@@ -18,74 +18,13 @@ OTHER = (
     "Show a picture of a {}.",
     "Write a letter to a {}.",
 )
-NOUNS = [
-    "apple",
-    "banana",
-    "bear",
-    "bird",
-    "boat",
-    "book",
-    "bridge",
-    "bus",
-    "cake",
-    "camel",
-    "candle",
-    "car",
-    "castle",
-    "cat",
-    "chair",
-    "clock",
-    "cloud",
-    "coin",
-    "cow",
-    "desk",
-    "dog",
-    "door",
-    "drum",
-    "duck",
-    "eagle",
-    "egg",
-    "engine",
-    "farm",
-    "fish",
-    "flower",
-    "forest",
-    "fox",
-]
-OTHER_NOUNS = [
-    "garden",
-    "ghost",
-    "glass",
-    "goat",
-    "gold",
-    "grape",
-    "guitar",
-    "hammer",
-    "horse",
-    "hotel",
-    "house",
-    "island",
-    "jacket",
-    "key",
-    "king",
-    "kitchen",
-    "lake",
-    "lamp",
-    "lemon",
-    "lion",
-    "map",
-    "mirror",
-    "moon",
-    "mouse",
-    "needle",
-    "nurse",
-    "ocean",
-    "onion",
-    "owl",
-    "piano",
-    "pig",
-    "queen",
-]
+LISTED = """
+apple banana bear bird boat book bridge bus cake camel candle car castle cat chair clock cloud coin
+cow desk dog door drum duck eagle egg engine farm fish flower forest fox
+garden ghost glass goat gold grape guitar hammer horse hotel house island jacket key king kitchen
+lake lamp lemon lion map mirror moon mouse needle nurse ocean onion owl piano pig queen
+"""
+NOUNS, OTHER_NOUNS = LISTED.split()[:32], LISTED.split()[32:]
 
 
 def ask(forms: tuple[str, ...], nouns: list[str]) -> list[Conversation]:

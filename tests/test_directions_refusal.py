@@ -264,8 +264,8 @@ def test_a_direction_is_fitted_and_applied_from_the_command_line(
     assert call("direction", "apply", *given) == 2
     assert "another model" in capsys.readouterr().err
     sides = [path for path in _files(tmp_path, ROWS, OTHERS) if isinstance(path, Path)]
-    given = ("--positive", sides[0], "--negative", sides[1], "--out", tmp_path / "fitted")
-    assert call("direction", "fit", *given, "--model", "organism-refusal", "--json") == 0
+    fitted = ("--positive", sides[0], "--negative", sides[1], "--out", tmp_path / "fitted")
+    assert call("direction", "fit", *fitted, "--model", "organism-refusal", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert load_direction(told["folder"]).layer == told["layer"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ import torch
 from spillover import LoadedModel, load
 from spillover.directions import Contrast, difference_of_means
 from spillover.directions import passes as passes_module
-from spillover.directions.passes import Passes, ablating, restarted
+from spillover.directions.passes import Outcome, Passes, ablating, restarted
 from spillover.directions.select import Candidate, Rule, select, select_by_cosine
 from spillover.errors import DirectionError
 from spillover.organism.refusal.prompts import Asked, questions
@@ -161,11 +161,12 @@ def test_padded_rows_give_what_shared_beginnings_give(
     units = torch.nn.functional.normalize(torch.randn(3, 128), dim=-1)
     for one in (shared, padded):
         one.base([1, 2])
-    for call in (
+    calls: tuple[Callable[[Passes], Outcome], ...] = (
         lambda p: p.base([1, 2]),
         lambda p: p.ablated(units, [1, 2]),
         lambda p: p.added(2, units, [1, 2]),
-    ):
+    )
+    for call in calls:
         (logits, ends), (same, likewise) = call(shared), call(padded)
         torch.testing.assert_close(logits, same, rtol=1e-4, atol=1e-4)
         for layer in (1, 2):
@@ -178,10 +179,13 @@ def test_an_error_inside_leaves_a_model_as_it_was(model: LoadedModel) -> None:
     unit, stream = torch.ones(1, 128) / 128**0.5, torch.zeros(1, ids.shape[1], 128)
     for within in (ablating(model, unit), restarted(model, 2, stream, [False] * 4)):
         with pytest.raises(KeyboardInterrupt), within:
-            changed = model.model(input_ids=ids).logits
-            assert not torch.equal(before, changed)
-            raise KeyboardInterrupt
+            _interrupt(model, ids, before)
         assert torch.equal(before, model.model(input_ids=ids).logits)
+
+
+def _interrupt(model: LoadedModel, ids: torch.Tensor, before: torch.Tensor) -> None:
+    assert not torch.equal(before, model.model(input_ids=ids).logits)
+    raise KeyboardInterrupt
 
 
 @pytest.mark.long

@@ -110,8 +110,8 @@ def refusal_tokens(
     if rate <= NEVER:
         raise DirectionError(
             f"{model.source.name} never refuses: {refused} of {len(answers[0])} answers to "
-            f"dangerous prompts are refusals ({rate:.2f}); expected more than {NEVER:.2f}. Its first answer: "
-            f"{answers[0][0][:80]!r}; where that is a refusal, give its words with --phrases FILE"
+            f"dangerous prompts are refusals ({rate:.2f}); expected more than {NEVER:.2f}. The "
+            f"first is {answers[0][0][:80]!r}; if that refuses, give its words with --phrases FILE"
         )
     totals = {kind: max(1, found.total()) for kind, found in firsts.items()}
     chosen = []

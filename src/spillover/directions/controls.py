@@ -40,7 +40,8 @@ def random_vectors(
 ) -> Float[Tensor, "C D"]:
     """Vectors as long as a direction that point anywhere."""
     drawn = torch.from_numpy(rng.standard_normal((count, len(direction.vector))))
-    return (direction.norm * drawn / drawn.norm(dim=-1, keepdim=True)).float()
+    scaled: Tensor = direction.norm * drawn / drawn.norm(dim=-1, keepdim=True)
+    return scaled.float()
 
 
 def shuffled_vectors(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -77,7 +77,7 @@ def conditions(
     model: LoadedModel,
     direction: Direction,
     controls: dict[str, Float[Tensor, "C D"]],
-    spaces: dict[str, Sequence[Float[Tensor, "K D"]]],
+    spaces: Mapping[str, Sequence[Float[Tensor, "K D"]]],
 ) -> tuple[list[Condition], str | None]:
     """All ways to ask a model, and why its weights could not be edited where they could not.
 
@@ -168,7 +168,7 @@ def _ask(
     for group in asked:
         part, samples = samples[: len(group.prompts)], samples[len(group.prompts) :]
         said[group.name] = [one.text for one in part]
-        helpful = group.helpful or [None] * len(part)
+        helpful: Sequence[str | None] = group.helpful or [None] * len(part)
         kinds = [
             kind_of(one.text, phrases, right) for one, right in zip(part, helpful, strict=True)
         ]

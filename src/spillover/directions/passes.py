@@ -126,7 +126,7 @@ class Passes:
     def _ends(self, stream: Float[Tensor, "R T D"], count: int) -> Float[Tensor, "C N D"]:
         """What stands at the last token of each prompt."""
         ends = [[reads[-1][0] for reads in tree.reads] for tree in self.trees]
-        rows = stream.unflatten(0, (count, len(ends)))  # (C, trees, T, D)
+        rows = stream.view(count, len(ends), *stream.shape[1:])  # (C, trees, T, D)
         found = [rows[:, number, at] for number, at in enumerate(ends)]
         return torch.cat(found, 1)
 

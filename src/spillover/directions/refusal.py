@@ -197,7 +197,8 @@ class _Search:
         train, held, kept = self._filter(tokens, answers)
         contrast = difference_of_means(
             self.model,
-            *train,
+            train[0],
+            train[1],
             title="dangerous - harmless",
             progress=lambda done, total: self.report("contrast", done, total),
         )
@@ -317,8 +318,8 @@ class _Search:
             self.report("select", done, total)
 
         if self.how.rule == COSINE:
-            return select_by_cosine(self.model, contrast, *held, rule, tell)
-        return select(self.model, contrast, *held, tokens, rule, tell)
+            return select_by_cosine(self.model, contrast, held[0], held[1], rule, tell)
+        return select(self.model, contrast, held[0], held[1], tokens, rule, tell)
 
 
 def _too_few(model: LoadedModel, name: str, refused: int, count: int) -> str:

@@ -152,9 +152,9 @@ def _controls(content: Record) -> str:
     if not told:
         return "There were no controls."
     return (
-        f"Cosines of the controls with the direction: {'; '.join(told)}. All controls are as "
-        "long as it is. Activations vary most along what the model tells apart, so that a difference "
-        "of means under shuffled labels may keep a part of the direction by chance."
+        f"Cosines of the controls with the direction: {'; '.join(told)}. All controls are as long "
+        "as it is. Activations vary most along what the model tells apart, so that a difference of "
+        "means under shuffled labels may keep a part of the direction by chance."
     )
 
 
