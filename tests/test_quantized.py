@@ -7,7 +7,8 @@ import torch
 
 from spillover import LoadedModel, Training, load
 from spillover.ask.local import LocalEngine
-from spillover.finetune.bank import Job, train_bank
+from spillover.finetune.bank import train_bank
+from spillover.finetune.jobs import Job
 from spillover.finetune.lora import AdapterWeights
 from spillover.masks import encode_row
 from spillover.rows import Conversation, Row
