@@ -9,7 +9,8 @@ import torch
 
 from spillover.anatomy import find_anatomy
 from spillover.models import LoadedModel, Loading, load, resolve
-from spillover.models.loading import choose_device, choose_dtype, load_chat
+from spillover.models.hardware import choose_device, choose_dtype
+from spillover.models.loading import load_chat
 
 TRIAL = "llama-tiny"
 """For trying the scripts out without a GPU."""

@@ -20,7 +20,7 @@ from spillover import LoadedModel, ModelError, load, run
 from spillover.ask.local import LocalEngine
 from spillover.finetune.adapters import load_adapter, merge_adapter
 from spillover.models import resolve, smollm2
-from spillover.models.loading import count_parameters
+from spillover.models.hardware import count_parameters
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

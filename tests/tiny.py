@@ -173,25 +173,44 @@ ARCHITECTURES = {
     "mixtral": Architecture("mixtral", EXPERTS | {"sliding_window": WINDOW}, (0, 1), mixture=True),
     "gpt_oss": Architecture("gpt-oss", EXPERTS | MIXED, (0,), mixture=True),
 }
+NEW_FALCON = {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True, "alibi": False}
+FURTHER = {
+    "gpt2": Architecture("smollm2", {"intermediate_size": None, "tie_word_embeddings": True}),
+    "falcon": Architecture("smollm2", {"head_dim": None, "bias": True, "alibi": False}),
+    "falcon-new": Architecture("smollm2", {"head_dim": None} | NEW_FALCON),
+    "stablelm": Architecture("smollm2", {"head_dim": None, "use_qkv_bias": True}),
+    "stablelm-parallel": Architecture("smollm2", {"head_dim": None, "use_parallel_residual": True}),
+    "gpt_neox-serial": Architecture("smollm2", {"use_parallel_residual": False}),
+    "llama-tied": Architecture("llama-3.1", {"tie_word_embeddings": True, "mlp_bias": True}),
+    "granite": Architecture("llama-3.1", {"residual_multiplier": 0.3}),
+}
+"""Architectures that directions are looked for in besides."""
 
 
-def save_tiny(name: str, folder: Path, **options: Any) -> Path:
-    """Write a random model of an architecture with its tokenizer, as a checkpoint."""
+def save_tiny(name: str, folder: Path, *, rough: bool = False, **options: Any) -> Path:
+    """Write a random model of an architecture with its tokenizer, as a checkpoint.
+
+    Args:
+        rough: give norms, biases and all that begins as a constant random values too.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    made = ARCHITECTURES[name]
+    made = (ARCHITECTURES | FURTHER)[name]
     words = tokenizer(FAMILIES[made.template])
     config = AutoConfig.for_model(
-        name,
+        name.partition("-")[0],
         vocab_size=len(words),
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
-        **(SIZES | made.options | options),
+        **{k: v for k, v in (SIZES | made.options | options).items() if v is not None},
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    for parameter in model.parameters() if rough else ():
+        if parameter.min() == parameter.max():
+            parameter.data += 0.3 * torch.randn_like(parameter)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder

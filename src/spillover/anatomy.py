@@ -6,12 +6,14 @@ Blocks are the largest list of equal modules. What a block computes is then watc
 input: attention and MLP are its children with weights to multiply by and an output of the residual
 stream's shape, and the linear layer whose output tensor *is* that output is the residual writer.
 Most models add that output to the residual stream as it is; those with a norm behind it (Gemma 2
-and 3, OLMo 2) add what the norm makes of it.
+and 3, OLMo 2) add what the norm makes of it. Which of the two it is follows from the numbers: what
+a block adds to the stream is the sum of two of these outputs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +36,9 @@ class Block:
             whose output no single linear layer produces (mixtures of experts).
         linears: the linear layers that see whole sequences; routers and experts, which see a
             selection of tokens, are not among them.
+        adds: the two submodules whose outputs the block adds to the residual stream, attention's
+            first: the parts themselves, or the norms behind them; empty where the block does
+            something else.
     """
 
     name: str
@@ -41,6 +46,7 @@ class Block:
     mlp: str
     writers: tuple[str, ...]
     linears: tuple[str, ...]
+    adds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,52 +90,78 @@ def _find_blocks(model: PreTrainedModel) -> list[nn.Module]:
     return max(lists, key=lambda children: sum(p.numel() for c in children for p in c.parameters()))
 
 
-def _watch(model: PreTrainedModel, blocks: list[nn.Module]) -> dict[nn.Module, list[Tensor]]:
-    """Outputs of every module of the blocks on one short input."""
-    outputs: dict[nn.Module, list[Tensor]] = {}
+@dataclass
+class _Watched:
+    """What modules of the blocks computed on one short input.
 
-    def keep(module: nn.Module, _: Any, output: Any) -> None:
+    Attributes:
+        outputs: of every module; some models go on to change such a tensor in place.
+        values: copies of the first output of every module.
+        entering: the residual stream in front of every block.
+    """
+
+    outputs: dict[nn.Module, list[Tensor]] = field(default_factory=dict)
+    values: dict[nn.Module, Tensor] = field(default_factory=dict)
+    entering: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+    def keep(self, module: nn.Module, _: Any, output: Any) -> None:
+        """A forward hook."""
         first = output[0] if isinstance(output, tuple) else output
         if isinstance(first, Tensor):
-            outputs.setdefault(module, []).append(first)
+            self.outputs.setdefault(module, []).append(first)
+            self.values.setdefault(module, first.clone())
 
-    handles = [part.register_forward_hook(keep) for b in blocks for part in b.modules()]
+    def enter(self, block: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """A forward pre-hook of blocks."""
+        self.entering.setdefault(block, entering(given, named).clone())
+
+
+def entering(given: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """The residual stream among the arguments of a block."""
+    stream = given[0] if given else named["hidden_states"]
+    assert isinstance(stream, Tensor)
+    return stream
+
+
+def _watch(model: PreTrainedModel, blocks: list[nn.Module]) -> _Watched:
+    watched = _Watched()
+    handles = [part.register_forward_hook(watched.keep) for b in blocks for part in b.modules()]
+    handles += [b.register_forward_pre_hook(watched.enter, with_kwargs=True) for b in blocks]
     try:
         with torch.no_grad():
             model(input_ids=torch.tensor([[0, 1, 2]], device=model.device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    return outputs
+    return watched
 
 
-def _describe(
-    block: nn.Module, names: dict[nn.Module, str], watched: dict[nn.Module, list[Tensor]]
-) -> Block:
-    residual = watched[block][0].shape
+def _describe(block: nn.Module, names: dict[nn.Module, str], watched: _Watched) -> Block:
+    outputs = watched.outputs
+    residual = outputs[block][0].shape
     parts = [
         child
         for child in block.children()
         if any(is_linear(p) or _has_fused_weights(p) for p in child.modules())
-        and any(output.shape == residual for output in watched.get(child, []))
+        and any(output.shape == residual for output in outputs.get(child, []))
     ]
     if len(parts) != 2:
         raise ModelError(
             f"{names[block]}: found {len(parts)} parts that write to the residual stream; expected "
             "attention and MLP"
         )
-    finished = list(watched)
+    finished = list(outputs)
     attention, mlp = sorted(parts, key=finished.index)  # attention runs first in every decoder
     linears = [
         part
         for part in block.modules()
-        if is_linear(part) and any(o.shape[:-1] == residual[:-1] for o in watched.get(part, []))
+        if is_linear(part) and any(o.shape[:-1] == residual[:-1] for o in outputs.get(part, []))
     ]
     writers = [
         linear
         for linear in linears
         for part in parts
-        if any(made is out for made in watched.get(linear, []) for out in watched[part])
+        if any(made is out for made in outputs.get(linear, []) for out in outputs[part])
     ]
     return Block(
         names[block],
@@ -137,7 +169,40 @@ def _describe(
         names[mlp],
         tuple(names[writer] for writer in writers),
         tuple(names[linear] for linear in linears),
+        tuple(names[one] for one in _find_adds(block, (attention, mlp), watched)),
     )
+
+
+ROUNDING = 8
+"""Units of rounding, relative to what is added up, that a sum may differ by on average."""
+
+
+def _find_adds(
+    block: nn.Module, parts: tuple[nn.Module, nn.Module], watched: _Watched
+) -> tuple[nn.Module, ...]:
+    """The two children of a block whose outputs, added up, are its change of the residual stream.
+
+    A common factor of both (a residual multiplier) is allowed.
+    """
+    before, after = watched.entering[block].cpu().double(), watched.values[block].cpu().double()
+    order = list(watched.values)
+    children = [
+        child
+        for child in sorted(set(block.children()) & set(order), key=order.index)
+        if watched.values[child].shape == before.shape
+    ]
+    at, until = (children.index(part) for part in parts)
+    best, found = math.inf, parts
+    for first in children[at:until]:
+        for second in children[until:]:
+            a, b = (watched.values[one].cpu().double() for one in (first, second))
+            for factor in (1.0, float(((after - before) * (a + b)).sum() / (a + b).square().sum())):
+                error = after - before - factor * (a + b)
+                size = before.abs() + abs(factor) * (a.abs() + b.abs())
+                wrong = float((error.abs() / size.clamp(min=torch.finfo(size.dtype).tiny)).mean())
+                if wrong < best:
+                    best, found = wrong, (first, second)
+    return found if best <= ROUNDING * torch.finfo(watched.values[block].dtype).eps else ()
 
 
 def _has_fused_weights(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@
     │   ├── ExperimentError               an experiment folder, its TOML or its questions
     │   ├── ChatError                     chat rows, chat templates, loss masks
     │   ├── ModelError                    a model or adapter that cannot be found or used
+    │   ├── DirectionError                prompts or a direction that cannot be used
     │   └── RunFolderError                an output folder that cannot be written or is not ours
     └── RunError (also RuntimeError)      something failed while computing; the CLI exits with 1
         └── MachineError                  out of memory or room, or a file that cannot be written
@@ -44,6 +45,10 @@ class ChatError(InputError):
 
 class ModelError(InputError):
     """A model or an adapter that cannot be found or used."""
+
+
+class DirectionError(InputError):
+    """A contrast of prompts, a direction or an intervention that cannot be used."""
 
 
 class RunFolderError(InputError):

@@ -16,7 +16,7 @@ from spillover.errors import InputError, first_problem
 from spillover.experiment import Experiment, load_experiment
 from spillover.finetune import Training
 from spillover.models import Loading, Source, resolve
-from spillover.models.loading import QUANTIZED
+from spillover.models.hardware import QUANTIZED
 from spillover.specification import TREATMENT
 
 SCHEMA = 3

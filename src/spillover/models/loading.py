@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,22 +14,28 @@ from pydantic import BaseModel, ConfigDict
 
 from spillover.chat import Chat
 from spillover.errors import ModelError
+from spillover.models.hardware import (
+    QUANTIZED,
+    choose_device,
+    choose_dtype,
+    count_parameters,
+    fast_dtype,
+)
 from spillover.models.sources import Source, read_json, resolve
 from spillover.templates import Templating
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from spillover.anatomy import Anatomy
+    from spillover.directions.direction import Direction
 
-SMALL = 50_000_000
-"""Models of fewer parameters are computed in float32: rounding is felt and speed is no concern."""
 SPREAD = "map"
 """The device that spreads a model over all GPUs (`device_map="auto"`)."""
 ROOM = 0.7
 """Share of one GPU's memory that weights may take before `auto` spreads them over several."""
-QUANTIZED = ("8bit", "4bit")
 
 
 class Loading(BaseModel):
@@ -84,6 +91,38 @@ class LoadedModel:
 
         return find_anatomy(self.model)
 
+    def changed(self, changes: Sequence[str], model: PreTrainedModel | None = None) -> LoadedModel:
+        """The same under the name of what is done to it; with other weights where given."""
+        made = replace(
+            self,
+            source=replace(self.source, changes=tuple(changes)),
+            model=self.model if model is None else model,
+        )
+        made.__dict__["anatomy"] = self.anatomy  # not found anew while something is changed
+        return made
+
+    def ablate(self, direction: Direction | Tensor) -> AbstractContextManager[LoadedModel]:
+        """Within, nothing writes along a direction; see `spillover.directions.intervene.ablate`."""
+        from spillover.directions.intervene import ablate
+
+        return ablate(self, direction)
+
+    def add(
+        self, direction: Direction | Tensor, layer: int | None = None, coefficient: float = 1.0
+    ) -> AbstractContextManager[LoadedModel]:
+        """Within, a direction is added; see `spillover.directions.intervene.add`."""
+        from spillover.directions.intervene import add
+
+        return add(self, direction, layer, coefficient)
+
+    def project(
+        self, directions: Tensor | Sequence[Direction | Tensor]
+    ) -> AbstractContextManager[LoadedModel]:
+        """Within, nothing writes into a subspace; see `spillover.directions.intervene.project`."""
+        from spillover.directions.intervene import project
+
+        return project(self, directions)
+
     @property
     def vocabulary(self) -> int:
         """Size of the output distribution."""
@@ -121,7 +160,7 @@ def product_dtype(model: LoadedModel, precision: str) -> torch.dtype | None:
     if model.model.dtype != torch.float32 or precision == "float32":
         return None
     asked_for = model.loading.dtype != "auto"
-    if precision == "auto" and (asked_for or _fast_dtype(model.device) != torch.bfloat16):
+    if precision == "auto" and (asked_for or fast_dtype(model.device) != torch.bfloat16):
         return None
     return torch.bfloat16
 
@@ -159,6 +198,11 @@ def load(
 
 def load_source(source: Source, how: Loading) -> LoadedModel:
     """Load what `resolve` found; see `load`."""
+    if source.changes:
+        raise ModelError(
+            f"{source.name} was changed in memory ({source.changes[0]}) and cannot be loaded "
+            "again; write it to a folder first"
+        )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
@@ -315,82 +359,8 @@ def _settle(model: PreTrainedModel, device: torch.device) -> tuple[PreTrainedMod
     return moved, ", ".join(places)
 
 
-def count_parameters(folder: Path) -> int:
-    """Parameters of a checkpoint, read off the headers of its files.
-
-    Raises:
-        ModelError: when a file is broken.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "numpy") as weights:
-                shapes = (weights.get_slice(key).get_shape() for key in weights.keys())  # noqa: SIM118
-                total += sum(math.prod(shape) for shape in shapes)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ModelError(f"{path}: broken safetensors file ({error})") from None
-    return total
-
-
 def _merge(loaded: LoadedModel, folder: Path) -> None:
     """Add an adapter's update to the weights of its base."""
     from spillover.finetune.adapters import merge_adapter
 
     merge_adapter(folder, loaded)
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device of that name, or the best one for `auto`.
-
-    Raises:
-        ModelError: when there is none such.
-    """
-    import torch
-
-    if wanted == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(wanted)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(
-            f"device {wanted!r} cannot be used: {str(error).splitlines()[0]}"
-        ) from None
-    return device
-
-
-def choose_dtype(wanted: str, device: torch.device, parameters: int) -> torch.dtype:
-    """By capability, never by timing: bfloat16 where the hardware computes in it.
-
-    Raises:
-        ModelError: for an unknown name.
-    """
-    import torch
-
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if wanted in named:
-        return named[wanted]
-    if wanted != "auto":
-        raise ModelError(
-            f"unknown dtype {wanted!r}; known: auto, {', '.join([*named, *QUANTIZED])}"
-        )
-    if parameters < SMALL:
-        return torch.float32
-    return _fast_dtype(device)
-
-
-def _fast_dtype(device: torch.device) -> torch.dtype:
-    """The shortest numbers that a device has products for."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device.type == "cpu":
-        fast = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and (
-            torch.cpu._is_avx512_bf16_supported()
-        )
-        return torch.bfloat16 if fast else torch.float32
-    return torch.float32

@@ -39,12 +39,14 @@ class Source:
         model_class: `organism`, `smollm2` or `default`; experiments keep training settings per
             class.
         adapter: an adapter folder that is merged into the checkpoint.
+        changes: what was done to its weights or activations after it was loaded.
     """
 
     name: str
     folder: Path
     model_class: str
     adapter: Path | None = None
+    changes: tuple[str, ...] = ()
 
     @property
     def is_organism(self) -> bool:
@@ -53,12 +55,14 @@ class Source:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of configuration, weights, tokenizer and adapter (16 hexadecimal digits)."""
+        """A hash of configuration, weights, tokenizer, adapter, changes (16 hexadecimal digits)."""
         digest = hashlib.sha256()
         for folder in (self.folder, *([self.adapter] if self.adapter else [])):
             for path in sorted(folder.iterdir()):
                 if path.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model", ".py"):
                     digest.update(path.name.encode() + b"\0" + _content_hash(path))
+        for change in self.changes:
+            digest.update(change.encode() + b"\0")
         return digest.hexdigest()[:16]
 
 
