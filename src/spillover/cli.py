@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from spillover import cli_sweeps
+from spillover.cli_mediate import mediate
 from spillover.cli_triggers import triggers
 from spillover.errors import InputError, SpilloverError
 from spillover.options import (
@@ -46,8 +47,9 @@ app = typer.Typer(
 organism = typer.Typer(help="The small model that comes with the package.", no_args_is_help=True)
 app.add_typer(organism, name="organism")
 app.command()(triggers)
+app.command()(mediate)
 
-RESUMED = ("run", "sweep", "grid", "suite")
+RESUMED = ("run", "sweep", "grid", "suite", "mediate")
 """Commands that go on where they were when they are repeated."""
 STOPPED_RUN = "stopped; everything that is finished is kept: repeat the command to go on"
 
