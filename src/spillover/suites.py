@@ -259,13 +259,14 @@ def _interval(effect: Record) -> str:
     return f"{effect['value']:+.2f}{bracket}"
 
 
-def _markers(name: str) -> tuple[str, str]:
+def markers(name: str) -> tuple[str, str]:
+    """What stands around a table in a README."""
     return f"<!-- {name} -->", f"<!-- /{name} -->"
 
 
 def table_in(text: str, name: str = SUITE_TABLE) -> str | None:
     """The table between the markers of a README; None where they are missing."""
-    begin, end = map(re.escape, _markers(name))
+    begin, end = map(re.escape, markers(name))
     found = re.search(f"{begin}\n(.*?)\n?{end}", text, re.DOTALL)
     return found[1].strip() if found else None
 
@@ -276,7 +277,7 @@ def update_readme(path: Path, table: str, name: str = SUITE_TABLE) -> None:
     Raises:
         InputError: when it cannot be read, or has no markers.
     """
-    text, (begin, end) = read_readme(path, name), _markers(name)
+    text, (begin, end) = read_readme(path, name), markers(name)
     before, rest = text.split(begin, 1)
     after = rest.split(end, 1)[1]
     with whole(path) as partial:
@@ -295,6 +296,6 @@ def read_readme(path: Path, name: str = SUITE_TABLE) -> str:
         why = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(f"--readme {path}: cannot be read ({why})") from None
     if table_in(text, name) is None:
-        begin, end = _markers(name)
+        begin, end = markers(name)
         raise InputError(f"--readme {path}: has no place for the table; write {begin} and {end}")
     return text

@@ -71,8 +71,8 @@ class Measure:
         search = Search(self.bench, self.found, self.notify)
         ablations, best = search.best_ablation()
         place = best.recipe.place
-        less = search.best_addition(place, TREATMENT, -1, STRENGTHS)
-        more = search.best_addition(place, BASE, 1, ADDED)
+        less = search.best_addition(place, TREATMENT, -1.0, STRENGTHS)
+        more = search.best_addition(place, BASE, 1.0, ADDED)
         dev = self._dev(search, [*ablations, *less])
         success = search.outcomes()[TREATMENT].success
         curves = self._curves(ablations, less)
