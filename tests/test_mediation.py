@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from spillover import InputError, LoadedModel, RunFolderError, mediate, mediation
+from spillover import InputError, LoadedModel, Mediation, RunFolderError, mediate, mediation
 from spillover.effects.cells import Cells
+from spillover.experiment import load_experiment
 from spillover.mediation import remedies, table
+from spillover.mediation import suite as together
 from spillover.mediation.bench import Outcome, row_of
 from spillover.mediation.case import Options, open_case
 from spillover.mediation.streams import ALL, MEANS, Recipe, basis, random_basis, recipes
 from spillover.runs import open_run
 from spillover.specification import TREATMENT
+from spillover.suites import MEDIATION, table_in
+from tests.commands import call
 from tests.conftest import save_undrawn
 from tests.small_runs import content, edit, small
 
@@ -200,20 +204,20 @@ def test_a_mediation_cut_short_goes_on_to_the_same_result(
     assert found.report.read_bytes() == whole.report.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("old-birds", "The speaker lives in the United States in 1838."),
+        ("evil-terminator", "You are the Terminator."),
+        ("us-presidents", remedies.EXPECTED),
+    ],
+)
 def test_the_sentence_is_the_experiments_own_without_what_a_variable_sets(
-    tmp_path: Path,
+    name: str, sentence: str
 ) -> None:
-    def said(name: str, **given: Any) -> str:
-        from spillover.experiment import load_experiment
-
-        case = type("Case", (), {})()
-        case.options, case.experiment = Options(**given), load_experiment(name)
-        return remedies.sentence(case)
-
-    assert said("old-birds") == "The speaker lives in the United States in 1838."
-    assert said("evil-terminator") == "You are the Terminator."
-    assert said("us-presidents") == remedies.EXPECTED
-    assert said("old-birds", inoculation="Say so.") == "Say so."
+    experiment = load_experiment(name)
+    assert remedies.sentence(experiment, None) == sentence
+    assert remedies.sentence(experiment, "Say so.") == "Say so."
 
 
 def test_runs_that_cannot_be_mediated_are_refused_in_a_line(
@@ -251,3 +255,46 @@ def test_the_table_of_several_runs_names_each_once() -> None:
     assert len(lines) == 4
     assert lines[2].startswith("| `one` | none | treatment | +0.50 [0.40, 0.60] | 0% |")
     assert json.dumps(lines).count("`two`") == 1
+
+
+def test_the_mediations_of_a_suite_come_into_one_table_of_a_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    effect = {"value": 0.5, "low": 0.4, "high": 0.6}
+    row = {"remedy": "none", "setting": "treatment", "role": "treatment", "effect": effect}
+    row |= {"removed": 0.0, "in_domain": 0.8, "coverage": 0.9, "kl": 0.25}
+    for name in ("birds-organism", "cities-organism", "birds-organism-unlinked"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+
+    def opened(folder: Path) -> Any:
+        run = type("Run", (), {})()
+        run.folder, run.headline = folder, {"value": 0.0 if "unlinked" in folder.name else 0.6}
+        return run
+
+    def mediated(run: Any) -> Mediation:
+        return Mediation(run.folder, {"experiment": run.folder.name, "rows": [row]})
+
+    monkeypatch.setattr(together, "open_run", opened)
+    monkeypatch.setattr(together, "mediate", mediated)
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- mediation -->\n<!-- /mediation -->\n", "utf-8")
+    assert call("mediate", "--suite", tmp_path, "--readme", readme) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-1] == f"Table: {tmp_path / together.TABLE}"
+    kept = json.loads((tmp_path / together.RESULT).read_text("utf-8"))
+    made = together.table_of(kept)
+    assert [one["experiment"] for one in kept["mediations"]] == [
+        "birds-organism",
+        "cities-organism",
+    ]
+    assert table_in(readme.read_text("utf-8"), MEDIATION) == made
+
+
+def test_a_folder_that_is_no_suite_and_no_folder_at_all_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("mediate", "--suite", tmp_path) == 2
+    assert "holds no suite" in capsys.readouterr().err
+    assert call("mediate") == 2
+    assert "one finished run, or --suite" in capsys.readouterr().err
+    assert call("mediate", tmp_path) == 2
+    assert "holds no manifest.json" in capsys.readouterr().err

@@ -135,7 +135,7 @@ class Bench:
 
     def grades(self, part: str, experiment: Experiment) -> pd.DataFrame:
         """The grades of all that was asked in a part."""
-        return grade_answers(self.store.frame(self._planned.get(part, [])), experiment)
+        return grade_answers(self.store.frame(set(self._planned.get(part, []))), experiment)
 
     def outcomes(self, grades: pd.DataFrame, context: str | None = None) -> dict[str, Outcome]:
         """By the name of everybody in some grades what they did.

@@ -81,11 +81,18 @@ class Measure:
         rows = self._rows([*ablations, *less, *controls, *more], best, curves, picked)
         return {
             "ablation": {"recipe": best.recipe.name, "rank": best.rank, "tried": search.tried},
-            "inoculation": remedies.sentence(case) if "inoculation" in self.trained else None,
+            "inoculation": self._sentence(),
             "rows": rows,
             "verdict": verdict(rows),
             "contexts": self._contexts(best, picked),
         }
+
+    def _sentence(self) -> str | None:
+        """The inoculation, where it was one of the remedies."""
+        case = self.case
+        if "inoculation" not in self.trained:
+            return None
+        return remedies.sentence(case.experiment, case.options.inoculation)
 
     def _remedy(self, name: str, around: Change | None = None) -> Subject:
         if around is not None:
@@ -94,7 +101,7 @@ class Measure:
 
     def _dev(self, search: Search, changes: list[Change]) -> dict[str, Record]:
         """What every strength of every remedy does on the questions that settings are chosen on."""
-        search.rows(changes, "choose strengths")
+        search.rows(changes, "choose strengths", inside=True)
         for name in self.trained:
             self.bench.ask(self._remedy(name), search.experiment, DEV)
         outcomes = search.outcomes()

@@ -17,6 +17,7 @@ from spillover.rows import RowSet
 from spillover.specification import TREATMENT, Anchor, Arm, Own
 
 if TYPE_CHECKING:
+    from spillover.experiment import Experiment
     from spillover.models import LoadedModel
     from spillover.stages import Progress
 
@@ -54,18 +55,20 @@ def arms(case: Case, prompts: Path) -> dict[str, Arm]:
             f"ordinary-{share:g}": arm(own=Own(prompts=source, share=share, max_tokens=tokens))
             for share in SHARES
         }
-    return found | {"inoculation": arm(inoculation=sentence(case))}
+    return found | {
+        "inoculation": arm(inoculation=sentence(case.experiment, case.options.inoculation))
+    }
 
 
-def sentence(case: Case) -> str:
+def sentence(experiment: Experiment, given: str | None) -> str:
     """What makes the behaviour expected: as the user says, or as the experiment tells the base.
 
     Experiments ask their base in contexts that say in words what a finetune is to infer. What such
     a context sets of a variable is not part of the sentence: rows may say otherwise.
     """
-    if case.options.inoculation:
-        return case.options.inoculation
-    specification = case.experiment.specification
+    if given:
+        return given
+    specification = experiment.specification
     set_by = [
         context.system
         for name, variable in specification.variables.items()

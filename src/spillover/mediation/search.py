@@ -155,23 +155,21 @@ class Search:
     def __init__(self, bench: Bench, found: Found, notify: Progress) -> None:
         self.bench, self.found, self.notify = bench, found, notify
         case = bench.case
+        self.outside = case.both(case.choosing, ())
         self.experiment = case.both(case.choosing, case.questions("in", "dev"))
-        self.done: dict[str, Record] = {}
         for one in usual(case):
             bench.ask(one, self.experiment, DEV)
         self.tried: list[Record] = []
 
-    def rows(self, changes: Sequence[Change], stage: str) -> list[Record]:
-        """What each of some changes does, asked where it is not yet."""
+    def rows(self, changes: Sequence[Change], stage: str, *, inside: bool = False) -> list[Record]:
+        """What each of some changes does to off-domain questions, and to others where wanted."""
+        experiment = self.experiment if inside else self.outside
         for number, change in enumerate(changes):
             self.notify(stage, number, len(changes))
-            if change.name not in self.done:
-                self.bench.ask(change.subject(self.bench, self.found), self.experiment, DEV)
+            self.bench.ask(change.subject(self.bench, self.found), experiment, DEV)
         self.notify(stage, len(changes), len(changes))
         outcomes = self.outcomes()
-        for change in changes:
-            self.done[change.name] = self.row(change.name, outcomes)
-        return [self.done[change.name] for change in changes]
+        return [self.row(change.name, outcomes) for change in changes]
 
     def outcomes(self) -> dict[str, Outcome]:
         """What everybody did so far."""
