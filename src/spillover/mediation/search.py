@@ -23,6 +23,7 @@ from spillover.mediation.bench import (
     usual,
 )
 from spillover.mediation.streams import (
+    MEANS,
     PLACES,
     Recipe,
     activations,
@@ -149,6 +150,11 @@ class Addition:
 Change = Ablation | Addition
 
 
+def _ranks(recipe: Recipe, layers: int) -> list[int]:
+    """The ranks that a recipe has: means of all layers span no more than there are layers."""
+    return [rank for rank in RANKS if recipe.layer != MEANS or rank <= layers]
+
+
 class Search:
     """Tries changes on the `dev` questions that settings are chosen on."""
 
@@ -190,9 +196,9 @@ class Search:
         first = [Ablation(recipe, FIRST) for recipe in recipes(layers)]
         ranked = self._ranked(first, self.rows(first, "choose directions"))
         some = [change.recipe for change in ranked[:FURTHER]]
-        others = [Ablation(recipe, rank) for recipe in some for rank in RANKS]
+        others = [Ablation(recipe, rank) for recipe in some for rank in _ranks(recipe, layers)]
         best = self._ranked(others, self.rows(others, "choose the rank"))[0]
-        return [Ablation(best.recipe, rank) for rank in RANKS], best
+        return [Ablation(best.recipe, rank) for rank in _ranks(best.recipe, layers)], best
 
     def _ranked(self, changes: Sequence[Ablation], rows: Sequence[Record]) -> list[Ablation]:
         """Changes by what they take away; those that leave the coverage come before others."""
