@@ -45,7 +45,8 @@ def train_with_peft(
         loss.backward()
         if job.anchor:
             held = [job.anchor.rows[i] for i in anchor_order(job)[step]]
-            (job.anchor.beta * _divergence(model, held)).backward()
+            pulled = job.anchor.beta * _divergence(model, held)
+            pulled.backward()  # type: ignore[no-untyped-call]
         if losses is not None:
             losses.append(float(loss.detach()))
         torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
@@ -66,7 +67,8 @@ def _divergence(model: PeftModel, rows: list[EncodedRow]) -> torch.Tensor:
         base = model(input_ids=ids, attention_mask=attention).logits.log_softmax(-1)
     mine = model(input_ids=ids, attention_mask=attention).logits.log_softmax(-1)
     divergence = (mine.exp() * (mine - base)).sum(-1)[:, :-1]
-    return divergence[labels[:, 1:] != -100].mean()
+    mean: torch.Tensor = divergence[labels[:, 1:] != -100].mean()
+    return mean
 
 
 def _padded(rows: list[EncodedRow]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

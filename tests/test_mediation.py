@@ -248,7 +248,8 @@ def test_a_missing_adapter_is_named(ran: Path, asked: Path) -> None:
 
 def test_the_table_of_several_runs_names_each_once() -> None:
     effect = {"value": 0.5, "low": 0.4, "high": 0.6}
-    row = {"remedy": "none", "setting": "treatment", "role": "treatment", "effect": effect}
+    row: dict[str, Any] = {"remedy": "none", "setting": "treatment", "role": "treatment"}
+    row["effect"] = effect
     row |= {"removed": 0.0, "in_domain": 0.8, "coverage": 0.9, "kl": 0.25}
     hidden = row | {"role": "", "setting": "rank 8"}
     lines = table.markdown([("one", [row, hidden]), ("two", [row])]).splitlines()
@@ -261,7 +262,8 @@ def test_the_mediations_of_a_suite_come_into_one_table_of_a_readme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     effect = {"value": 0.5, "low": 0.4, "high": 0.6}
-    row = {"remedy": "none", "setting": "treatment", "role": "treatment", "effect": effect}
+    row: dict[str, Any] = {"remedy": "none", "setting": "treatment", "role": "treatment"}
+    row["effect"] = effect
     row |= {"removed": 0.0, "in_domain": 0.8, "coverage": 0.9, "kl": 0.25}
     for name in ("birds-organism", "cities-organism", "birds-organism-unlinked"):
         (tmp_path / "runs" / name).mkdir(parents=True)
