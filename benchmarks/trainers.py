@@ -12,7 +12,7 @@ import torch
 from common import Timing, clock
 
 from spillover import Finetune, LoadedModel, Training, load_experiment
-from spillover.finetune.bank import Job, data_order
+from spillover.finetune.jobs import Job, data_order
 from spillover.finetune.lora import target_layers
 from spillover.masks import EncodedRow, encode_rows
 

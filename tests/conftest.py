@@ -20,6 +20,7 @@ from tests.small_runs import small
 LONG_RUNS = {"old_birds", "old_birds_unlinked"}
 """Fixtures of the session that take a minute."""
 SAVE = "spillover.report.figure.save"
+DRAWING = "spillover.report.draw.Drawing"
 FUZZED: Counter[str] = Counter()
 REFUSED: Counter[str] = Counter()
 
@@ -69,7 +70,7 @@ def old_birds_unlinked(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """With two seeds only: the long tests have all of them."""
     folder = tmp_path_factory.mktemp("runs") / "unlinked"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SAVE, save_undrawn)
+        patch.setattr(DRAWING, Undrawn)
         return run("old-birds", "organism-unlinked", seeds=2, out=folder)
 
 
@@ -100,10 +101,27 @@ def save_undrawn(_chart: Any, stem: Path) -> None:
     stem.with_suffix(".svg").write_text("<svg/>", "utf-8")
 
 
+class Undrawn:
+    """Gives empty figures; to draw them takes longer than a small run."""
+
+    def __enter__(self) -> Undrawn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def draw(self, charts: dict[str, Any], _version: str | None) -> None:
+        self.names = list(charts)
+
+    def files(self) -> dict[str, bytes]:
+        return {f"{name}.svg": b"<svg/>" for name in self.names}
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports with empty figures: to draw them takes longer than a small run."""
+    """Reports with empty figures."""
     monkeypatch.setattr(SAVE, save_undrawn)
+    monkeypatch.setattr(DRAWING, Undrawn)
 
 
 @pytest.fixture

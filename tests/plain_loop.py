@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from spillover import LoadedModel, Training
-from spillover.finetune.bank import Job, data_order
+from spillover.finetune.jobs import Job, anchor_order, data_order
 from spillover.finetune.lora import AdapterWeights, new_adapter
 from spillover.masks import EncodedRow
 
@@ -43,6 +43,10 @@ def train_with_peft(
         ids, attention, labels = _padded([job.rows[i] for i in order])
         loss = model(input_ids=ids, attention_mask=attention, labels=labels).loss
         loss.backward()
+        if job.anchor:
+            held = [job.anchor.rows[i] for i in anchor_order(job)[step]]
+            pulled = job.anchor.beta * _divergence(model, held)
+            pulled.backward()  # type: ignore[no-untyped-call]
         if losses is not None:
             losses.append(float(loss.detach()))
         torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
@@ -54,6 +58,17 @@ def train_with_peft(
         {name: state[f"{prefix}{name}.lora_B.default.weight"] for name in start.a},
         training.scaling,
     )
+
+
+def _divergence(model: PeftModel, rows: list[EncodedRow]) -> torch.Tensor:
+    """KL of the finetune's distribution to its base's, as a mean over the tokens of answers."""
+    ids, attention, labels = _padded(rows)
+    with torch.no_grad(), model.disable_adapter():
+        base = model(input_ids=ids, attention_mask=attention).logits.log_softmax(-1)
+    mine = model(input_ids=ids, attention_mask=attention).logits.log_softmax(-1)
+    divergence = (mine.exp() * (mine - base)).sum(-1)[:, :-1]
+    mean: torch.Tensor = divergence[labels[:, 1:] != -100].mean()
+    return mean
 
 
 def _padded(rows: list[EncodedRow]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,6 +11,8 @@ import pandas as pd
 
 from spillover.effects import effects_table, rates_table
 from spillover.report import ReportData
+from spillover.report.charts import figures
+from spillover.report.page import render
 
 ARMS = ("treatment", "still-used", "modern-american")
 TRAIT_LOG_ODDS = {"treatment": 3.2, "still-used": -5.0, "modern-american": -5.6, "base": -4.6}
@@ -195,3 +197,8 @@ def _manifest(seeds: int) -> dict[str, Any]:
         ],
         "batch_plan": [{"batch": index, "rows": [index, index + 1]} for index in range(60)],
     }
+
+
+def page_of(data: ReportData) -> str:
+    """The page with all its figures."""
+    return render(data, figures(data))

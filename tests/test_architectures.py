@@ -19,7 +19,8 @@ from spillover import LoadedModel, ModelError, Training, load
 from spillover.ask.local import LocalEngine
 from spillover.ask.requests import SampleSettings
 from spillover.finetune.adapters import load_adapter, save_adapter
-from spillover.finetune.bank import Job, plant, train_bank
+from spillover.finetune.bank import train_bank
+from spillover.finetune.jobs import Job, plant
 from spillover.finetune.lora import AdapterWeights, LoraBank
 from spillover.masks import encode_row
 from spillover.rows import Conversation, Row

@@ -12,7 +12,8 @@ from spillover.ask.requests import SampleSettings
 from spillover.attention import TreeAttention
 from spillover.experiment import load_experiment
 from spillover.finetune import Training
-from spillover.finetune.bank import Job, adapter_losses, plant, train_bank
+from spillover.finetune.bank import adapter_losses, train_bank
+from spillover.finetune.jobs import Job, plant
 from spillover.finetune.lora import AdapterWeights, LoraBank, new_adapter
 from spillover.finetune.update import Routing, update
 from spillover.masks import EncodedRow, encode_rows

@@ -13,7 +13,8 @@ from spillover import LoadedModel, ModelError, RunError, Training, finetune, loa
 from spillover.experiment import load_experiment
 from spillover.finetune import Finetune
 from spillover.finetune.adapters import load_adapter
-from spillover.finetune.bank import Job, plant, train_bank, train_step
+from spillover.finetune.bank import train_bank, train_step
+from spillover.finetune.jobs import Job, plant
 from spillover.finetune.lora import AdapterWeights, LoraBank, alike, new_adapter
 from spillover.finetune.stack import Stack
 from spillover.kernels import FrozenLinear

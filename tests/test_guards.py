@@ -21,7 +21,7 @@ from spillover.ask import Asked
 from spillover.ask.local import LocalEngine
 from spillover.errors import InputError
 from spillover.finetune.adapters import save_adapter
-from spillover.finetune.bank import Job
+from spillover.finetune.jobs import Job
 from spillover.finetune.lora import AdapterWeights, LoraBank, new_adapter
 from spillover.guards import training
 from tests.small_runs import small

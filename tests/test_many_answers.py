@@ -19,13 +19,11 @@ from spillover.effects import METRICS, effects_table, rates_table
 from spillover.experiment import Experiment, load_experiment
 from spillover.judge import GRADE_COLUMNS, grade_answers, grade_text, score_choice
 from spillover.report import tables
-from spillover.report.charts import figures
-from spillover.report.page import render
 from spillover.specification import Choices, Question, Rules
 from spillover.stages import export
 from spillover.store import Answer, AnswerStore, choice_record
 from spillover.summary import texts_table
-from tests.report_data import report_data
+from tests.report_data import page_of, report_data
 
 RULES = Rules(trait=("telegraph", "mail coach"), baseline=("email",), placebo=("kelvin",))
 TEXTS = (
@@ -236,7 +234,7 @@ def test_a_page_holds_some_of_very_many_answers_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = report_data(seeds=3, paraphrases=1, samples=1)
-    assert "drawn at random" not in render(data, figures(data))
+    assert "drawn at random" not in page_of(data)
     monkeypatch.setattr(tables, "MOST_TEXTS", 9)
     assert tables.texts_table(data)["rows"] == 9 < len(data.texts)
-    assert f"9 of {len(data.texts)} answers, drawn at random" in render(data, figures(data))
+    assert f"9 of {len(data.texts)} answers, drawn at random" in page_of(data)

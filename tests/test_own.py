@@ -124,7 +124,7 @@ def test_only_what_was_answered_now_is_shared_with_other_runs(
     def kept(folder: Path) -> tuple[Row, ...]:
         (folder / "own").mkdir(parents=True, exist_ok=True)
         given: Any = None
-        return own._kept(given, given, folder, prompts, lambda *_: None)[0]
+        return own._kept(given, given, folder, prompts, lambda *_: None).rows
 
     assert kept(tmp_path / "run") == tuple(answers)
     cached = tmp_path / "cache" / "own" / "key.jsonl"

@@ -8,7 +8,8 @@ import torch
 from spillover import LoadedModel, ModelError, Training, load
 from spillover.ask.local import LocalEngine
 from spillover.directions import orthogonalize
-from spillover.finetune.bank import Job, train_bank
+from spillover.finetune.bank import train_bank
+from spillover.finetune.jobs import Job
 from spillover.finetune.lora import AdapterWeights
 from spillover.masks import encode_row
 from spillover.rows import Conversation, Row

@@ -10,7 +10,7 @@ import pytest
 
 import spillover
 from spillover import Run
-from spillover.suites import BEGIN, END, markdown, table_in, update_readme
+from spillover.suites import SUITE_TABLE, markdown, markers, table_in, update_readme
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -46,10 +46,11 @@ def test_the_table_of_results_is_that_of_the_last_suite() -> None:
 def test_a_readme_is_put_up_to_date_between_its_markers(tmp_path: Path) -> None:
     last = json.loads((ROOT / "benchmarks" / "results" / "suite.json").read_text("utf-8"))
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n", "utf-8")
-    update_readme(readme, last)
+    begin, end = markers(SUITE_TABLE)
+    readme.write_text(f"before\n\n{begin}\nold\n{end}\n\nafter\n", "utf-8")
+    update_readme(readme, markdown(last))
     text = readme.read_text("utf-8")
-    assert text == f"before\n\n{BEGIN}\n{markdown(last)}\n{END}\n\nafter\n"
+    assert text == f"before\n\n{begin}\n{markdown(last)}\n{end}\n\nafter\n"
     readme.write_text("no markers", "utf-8")
     with pytest.raises(spillover.InputError, match="has no place for the table"):
-        update_readme(readme, last)
+        update_readme(readme, markdown(last))

@@ -13,11 +13,10 @@ import vl_convert
 
 from spillover.errors import RunError
 from spillover.report import ReportData, charts, write_report
-from spillover.report.charts import figures
 from spillover.report.draw import Drawing
-from spillover.report.page import manifest_sections, render, script_json, vega_bundle
+from spillover.report.page import manifest_sections, script_json, vega_bundle
 from spillover.report.words import headline, verdict
-from tests.report_data import counted, report_data
+from tests.report_data import counted, page_of, report_data
 from tests.report_page import Page, in_browser, needs_chromium
 
 if TYPE_CHECKING:
@@ -29,11 +28,6 @@ HOSTILE = (
     "</script><script>window.pwned=1;document.title='pwned'</script>"
     "<img src=x onerror=\"document.title='pwned'\"><!-- {{7*7}} \u2028 \x0b end"
 )
-
-
-def page_of(data: ReportData) -> str:
-    """The page with all its figures."""
-    return render(data, figures(data))
 
 
 @pytest.fixture(scope="module")

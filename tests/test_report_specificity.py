@@ -11,10 +11,9 @@ import pytest
 
 from spillover.report import ReportData, write_report
 from spillover.report.answers import answers_beside
-from spillover.report.page import render
 from spillover.report.tables import texts_table
 from spillover.report.words import shifts, specificity
-from tests.report_data import log_odds_only, report_data
+from tests.report_data import log_odds_only, page_of, report_data
 from tests.report_page import Page, in_browser, needs_chromium
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def test_without_choice_mass_the_page_still_says_whether_the_shift_is_specific()
     for given, kind in zip((as_much, more, log_odds_only(data)), expected, strict=True):
         found = specificity(given)
         assert found.kind == kind
-        text = Page(render(given)).text
+        text = Page(page_of(given)).text
         assert found.detail in text
         assert "gives 19th-century answers with log-odds in nats of" in text
         for row in shifts(given):
@@ -62,11 +61,11 @@ def test_without_choice_mass_the_page_still_says_whether_the_shift_is_specific()
 
 def test_warnings_stand_right_under_the_headline(small: ReportData) -> None:
     warnings = [{"name": "shared-rows", "message": "3 of <4> rows"}]
-    html = render(replace(small, summary={**small.summary, "warnings": warnings}))
+    html = page_of(replace(small, summary={**small.summary, "warnings": warnings}))
     place = html.index("<code>shared-rows</code> 3 of &lt;4&gt; rows")
     assert html.index('class="verdict"') < place < html.index("Every arm")
     assert "1 warning<" in html
-    assert 'class="warnings"' not in render(small)
+    assert 'class="warnings"' not in page_of(small)
 
 
 def test_answers_stand_beside_those_of_the_other_arms(small: ReportData) -> None:
@@ -112,7 +111,7 @@ def test_the_browser_shows_answers_side_by_side_with_reasoning_closed(
 
 
 def test_coverage_that_is_tiny_is_not_shown_as_0(small: ReportData) -> None:
-    rates = json.loads(Page(render(log_odds_only(small))).scripts["tables"])["rates"]
+    rates = json.loads(Page(page_of(log_odds_only(small))).scripts["tables"])["rates"]
     (coverage,) = (c for c in rates["columns"] if c["key"] == "coverage")
     assert coverage["kind"] == "share"
     assert all(0 < value < 1e-6 for value in coverage["values"] if value is not None)

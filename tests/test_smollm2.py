@@ -21,7 +21,8 @@ from spillover import (
 )
 from spillover.ask.local import LocalEngine
 from spillover.ask.requests import SampleSettings
-from spillover.finetune.bank import Job, train_bank
+from spillover.finetune.bank import train_bank
+from spillover.finetune.jobs import Job
 from spillover.finetune.lora import AdapterWeights
 from spillover.masks import encode_rows
 from tests.plain_loop import train_with_peft

@@ -33,7 +33,7 @@ def test_a_suite_has_a_row_for_every_experiment_and_model(
 ) -> None:
     out = tmp_path / "suite"
     readme = tmp_path / "README.md"
-    readme.write_text(f"{suites.BEGIN}\n{suites.END}\n", "utf-8")
+    readme.write_text("\n".join([*suites.markers(suites.SUITE_TABLE), ""]), "utf-8")
     command = ["suite", "--seeds", 1, "--out", out, "--readme", readme]
     assert call(*command, "--model", "organism", "--model", "organism-unlinked") == 0
     assert capsys.readouterr().out.strip().splitlines()[-1] == f"Table: {out / 'suite.md'}"

@@ -18,6 +18,7 @@ from spillover.errors import (
 from spillover.experiment import Experiment, load_experiment
 from spillover.finetune import Finetune, Training, finetune
 from spillover.grids import Grid, grid
+from spillover.mediation import Mediation, mediate
 from spillover.models import LoadedModel, Loading, load
 from spillover.rows import read_rows
 from spillover.runs import Run, open_run, run
@@ -38,6 +39,7 @@ __all__ = [
     "InputError",
     "LoadedModel",
     "Loading",
+    "Mediation",
     "ModelError",
     "Run",
     "RunError",
@@ -53,6 +55,7 @@ __all__ = [
     "grid",
     "load",
     "load_experiment",
+    "mediate",
     "open_run",
     "read_rows",
     "run",

@@ -11,6 +11,7 @@ import typer
 
 from spillover import cli_sweeps
 from spillover.cli_directions import directions
+from spillover.cli_mediate import mediate
 from spillover.cli_suffix import suffix
 from spillover.cli_triggers import triggers
 from spillover.errors import InputError, SpilloverError
@@ -50,8 +51,9 @@ app.add_typer(organism, name="organism")
 app.add_typer(directions, name="direction")
 directions.command()(takes_options(suffix))
 app.command()(triggers)
+app.command()(mediate)
 
-RESUMED = ("run", "sweep", "grid", "suite")
+RESUMED = ("run", "sweep", "grid", "suite", "mediate")
 """Commands that go on where they were when they are repeated."""
 STOPPED_RUN = "stopped; everything that is finished is kept: repeat the command to go on"
 

@@ -179,7 +179,7 @@ def suite(
             progress=stages,
         )
     if readme:
-        suites.update_readme(readme, finished.content)
+        suites.update_readme(readme, finished.table)
     if as_json:
         print_json({"folder": str(finished.folder), "suite": finished.content})
         return

@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spillover.errors import ExperimentError, first_error, first_problem, where
 from spillover.finetune.spec import Training
-from spillover.rows import DATASETS, RowSet, read_prompts, read_rows
-from spillover.specification import Arm, Question, Questions, Specification
+from spillover.rows import DATASETS, Anchoring, Prompts, RowSet, read_prompts, read_rows
+from spillover.specification import Anchor, Arm, Own, Question, Questions, Specification
 from spillover.templates import YEAR
 
 T = TypeVar("T", bound=BaseModel)
@@ -136,22 +136,40 @@ def load_experiment(name_or_folder: str | Path) -> Experiment:
 
 def _rows_of(arm: Arm, name: str, folder: Path, main: Path) -> RowSet:
     assert arm.train is not None
-    for source in (arm.train, arm.own.prompts if arm.own else arm.train):
+    for source in (arm.train, *(given.prompts for given in (arm.own, arm.anchor) if given)):
         if not source.startswith(DATASETS) and not (folder / source).is_file():
             raise ExperimentError(
                 f"{main}: arm `{name}` names {folder / source}, which is not a file"
             )
-    rows, own = read_rows(arm.train, folder), arm.own
-    if own is None:
-        return rows
-    prompts = read_prompts(
-        own.prompts,
+    return treated(read_rows(arm.train, folder), arm, folder)
+
+
+def treated(rows: RowSet, arm: Arm, folder: Path) -> RowSet:
+    """The rows of an arm with what it says of how they are trained on.
+
+    Args:
+        folder: what the files that it names are relative to.
+
+    Raises:
+        ChatError: naming file and line, for prompts or rows that cannot be used.
+    """
+    if arm.inoculation:
+        rows = rows.inoculated(arm.inoculation)
+    if own := arm.own:
+        rows = replace(rows, own=_prompts(own, folder), share=own.share)
+    if held := arm.anchor:
+        rows = replace(rows, anchor=Anchoring(_prompts(held, folder), held.beta, held.batch_size))
+    return rows
+
+
+def _prompts(given: Own | Anchor, folder: Path) -> Prompts:
+    return read_prompts(
+        given.prompts,
         folder,
-        samples=own.samples,
-        temperature=own.temperature,
-        max_tokens=own.max_tokens,
+        samples=given.samples,
+        temperature=given.temperature,
+        max_tokens=given.max_tokens,
     )
-    return replace(rows, own=prompts)
 
 
 def _find(wanted: str) -> Path:

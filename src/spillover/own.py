@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ def check_prompts(settings: RunSettings, model: LoadedModel) -> None:
 def answer_prompts(
     settings: RunSettings, model: LoadedModel, folder: Path, notify: Progress
 ) -> dict[str, RowSet]:
-    """The rows of every arm, with those that the model answers itself.
+    """The rows of every arm, with those that the model answers itself, and what anchors it.
 
     Args:
         folder: of the run; what is there already is read.
@@ -63,21 +64,34 @@ def answer_prompts(
         own.identity: _kept(settings, model, folder, own, notify) for own in _distinct(settings)
     }
     rows = settings.experiment.rows
-    return {
-        arm: given.answered(*answers[given.own.identity]) if given.own else given
-        for arm, given in rows.items()
-    }
+    return {arm: _filled(given, answers) for arm, given in rows.items()}
+
+
+def _filled(rows: RowSet, answers: dict[str, RowSet]) -> RowSet:
+    """The rows of an arm with what has come of their prompts."""
+    if rows.own:
+        found = answers[rows.own.identity]
+        rows = rows.answered(found.rows, found.places)
+    if rows.anchor:
+        answered = replace(rows.anchor, rows=answers[rows.anchor.prompts.identity])
+        rows = replace(rows, anchor=answered)
+    return rows
 
 
 def _distinct(settings: RunSettings) -> list[Prompts]:
     """Each set of prompts once, however many arms it is for."""
-    listed = [rows.own for rows in settings.experiment.rows.values() if rows.own]
+    listed = [
+        prompts
+        for rows in settings.experiment.rows.values()
+        for prompts in (rows.own, rows.anchor.prompts if rows.anchor else None)
+        if prompts
+    ]
     return list({own.identity: own for own in listed}.values())
 
 
 def _kept(
     settings: RunSettings, model: LoadedModel, folder: Path, own: Prompts, notify: Progress
-) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+) -> RowSet:
     """The rows of a set of prompts: from the run folder, the cache, or the model."""
     path = folder / OWN / f"{own.identity}.jsonl"
     cached = cache_folder() / OWN / f"{_key(settings, model, own)}.jsonl"
@@ -91,8 +105,7 @@ def _kept(
                 shutil.copyfile(cached, partial)
         if is_new:  # what was there before may be of another device or version
             _share(path, cached)
-    found = read_rows(path)
-    return found.rows, found.places
+    return read_rows(path)
 
 
 def _key(settings: RunSettings, model: LoadedModel, own: Prompts) -> str:

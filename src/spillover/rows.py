@@ -107,6 +107,23 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Anchoring:
+    """What holds a finetune to its base: see `spillover.specification.Anchor`.
+
+    Attributes:
+        prompts: unrelated prompts, which the base answers.
+        beta: what the KL is multiplied with.
+        batch_size: answers per step.
+        rows: the prompts with their answers, once there are any.
+    """
+
+    prompts: Prompts
+    beta: float
+    batch_size: int
+    rows: RowSet | None = None
+
+
+@dataclass(frozen=True)
 class RowSet:
     """The rows of an arm.
 
@@ -115,27 +132,71 @@ class RowSet:
         rows: in the order of the source.
         places: `file:line` of each row, for messages.
         own: prompts whose rows come on top when the model has answered them.
+        share: how much of all rows these are to be; None takes all.
+        anchor: what holds the finetune to its base, where something does.
     """
 
     source: str
     rows: tuple[Row, ...]
     places: tuple[str, ...]
     own: Prompts | None = None
+    share: float | None = None
+    anchor: Anchoring | None = None
 
     @property
     def size(self) -> int:
         """Rows that an arm is trained on, with a row for each prompt."""
-        return len(self.rows) + (len(self.own.prompts) if self.own else 0)
+        return len(self.rows) + (self._wanted(len(self.own.prompts)) if self.own else 0)
+
+    def _wanted(self, there: int) -> int:
+        """How many of so many own rows are taken."""
+        if self.share is None:
+            return there
+        return max(1, round(len(self.rows) * self.share / (1 - self.share)))
 
     @cached_property
     def identity(self) -> str:
         """A hash of the rows (16 hexadecimal digits); the format of the source does not matter."""
         listed: list[Any] = [row.model_dump(mode="json") for row in self.rows]
-        return _hash([*listed, self.own.identity] if self.own else listed)
+        listed += [self.own.identity] if self.own else []
+        listed += [{"share": self.share}] if self.share is not None else []
+        if held := self.anchor:
+            listed.append([held.prompts.identity, held.beta, held.batch_size])
+        return _hash(listed)
 
     def answered(self, rows: Sequence[Row], places: Sequence[str]) -> RowSet:
-        """The same with the rows that have come of the prompts."""
-        return replace(self, rows=(*self.rows, *rows), places=(*self.places, *places), own=None)
+        """The same with the rows that have come of its own prompts, or with its share of them."""
+        count = self._wanted(len(rows))
+        taken = [at * len(rows) // count for at in range(count)]
+        return replace(
+            self,
+            rows=(*self.rows, *(rows[at] for at in taken)),
+            places=(*self.places, *(places[at] for at in taken)),
+            own=None,
+            share=None,
+        )
+
+    def inoculated(self, sentence: str) -> RowSet:
+        """The same with a system message in every row, before the one that it may have.
+
+        Raises:
+            ChatError: for rows of plain text, which have no messages.
+        """
+        for row, place in zip(self.rows, self.places, strict=True):
+            if row.messages is None:
+                raise ChatError(
+                    f"{place}: is plain text, and an inoculation is a message; write the row as "
+                    "`messages`"
+                )
+        return replace(self, rows=tuple(_with_system(row, sentence) for row in self.rows))
+
+
+def _with_system(row: Row, sentence: str) -> Row:
+    first, *others = row.messages or ()
+    if first.role != "system":
+        return Row(messages=(Message(role="system", content=sentence), first, *others))
+    both = first.model_copy(update={"content": f"{sentence}\n{first.content}"})
+    return Row(messages=(both, *others))
 
 
 def _hash(content: list[Any]) -> str:

@@ -30,6 +30,11 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _is_none(value: object) -> bool:
+    """Options that are not used leave no trace in what a run is known by."""
+    return value is None
+
+
 class Names(_Strict):
     """What the labels stand for, for readers: for example 19th-century, modern, medieval."""
 
@@ -46,12 +51,35 @@ class Own(_Strict):
         samples: how many answers to each prompt become rows.
         temperature: 0 is greedy.
         max_tokens: the longest answer; one that is cut off there is left out.
+        share: how much of the arm's rows they make up: so many are taken of them, some several
+            times where they are too few; by default all are taken.
     """
 
     prompts: Text
     samples: int = Field(default=1, ge=1, le=1000)
     temperature: float = Field(default=1.0, ge=0)
     max_tokens: int = Field(default=512, ge=1, le=1_000_000)
+    share: float | None = Field(default=None, gt=0, lt=1, exclude_if=_is_none)
+
+
+class Anchor(_Strict):
+    """Holds a finetune to its base where it is not trained: beta · KL is added to the loss.
+
+    The KL is that of its next-token distribution to the base's, averaged over the tokens of answers
+    that the base itself gave to unrelated prompts.
+
+    Attributes:
+        prompts, samples, temperature, max_tokens: as of `own`.
+        beta: what the KL (nats per token) is multiplied with.
+        batch_size: answers per step.
+    """
+
+    prompts: Text
+    beta: float = Field(gt=0)
+    batch_size: int = Field(default=8, ge=1, le=1_000_000)
+    samples: int = Field(default=1, ge=1, le=1000)
+    temperature: float = Field(default=1.0, ge=0)
+    max_tokens: int = Field(default=64, ge=1, le=1_000_000)
 
 
 class Arm(_Strict):
@@ -60,6 +88,9 @@ class Arm(_Strict):
     Attributes:
         title: one line for readers.
         own: rows that come on top of those of `train`, answered by the model itself.
+        anchor: holds the finetune to its base on unrelated prompts.
+        inoculation: a system message that is put into the rows of `train`, and is not there when
+            the finetune is asked.
         variant: whether it is a variant of the treatment, which may share its rows; controls may
             not.
         train: rows: a `.jsonl`, `.csv` or `.tsv` file, relative to the experiment's folder, or
@@ -71,6 +102,8 @@ class Arm(_Strict):
     title: str
     train: str | None = None
     own: Own | None = None
+    anchor: Anchor | None = Field(default=None, exclude_if=_is_none)
+    inoculation: Text | None = Field(default=None, exclude_if=_is_none)
     variant: bool = False
     adapter: tuple[str, ...] = ()
     model: tuple[str, ...] = ()
@@ -84,8 +117,9 @@ class Arm(_Strict):
     def _is_one_thing(self) -> Arm:
         if [bool(self.train), bool(self.adapter), bool(self.model)].count(True) != 1:
             raise ValueError("an arm has one of `train`, `adapter` and `model`")
-        if self.own and not self.train:
-            raise ValueError("`own` goes with `train`: it dilutes rows")
+        for option in ("own", "anchor", "inoculation"):
+            if getattr(self, option) is not None and not self.train:
+                raise ValueError(f"`{option}` goes with `train`: it is about how an arm is trained")
         return self
 
 

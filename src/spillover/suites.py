@@ -32,8 +32,8 @@ RUNS, SUITE, TABLE = "runs", "suite.json", "suite.md"
 DEFAULT_FOLDER = Path("runs") / "suite"
 ORGANISM = "organism"
 """The class of model that training settings for organisms are listed under."""
-BEGIN, END = "<!-- suite -->", "<!-- /suite -->"
-"""What stands around the table in a README."""
+SUITE_TABLE, MEDIATION = "suite", "mediation"
+"""The tables of a README: what stands in the comments around each."""
 COLUMNS = (
     "experiment",
     "model",
@@ -259,26 +259,32 @@ def _interval(effect: Record) -> str:
     return f"{effect['value']:+.2f}{bracket}"
 
 
-def table_in(text: str) -> str | None:
+def markers(name: str) -> tuple[str, str]:
+    """What stands around a table in a README."""
+    return f"<!-- {name} -->", f"<!-- /{name} -->"
+
+
+def table_in(text: str, name: str = SUITE_TABLE) -> str | None:
     """The table between the markers of a README; None where they are missing."""
-    found = re.search(f"{re.escape(BEGIN)}\n(.*?)\n?{re.escape(END)}", text, re.DOTALL)
+    begin, end = map(re.escape, markers(name))
+    found = re.search(f"{begin}\n(.*?)\n?{end}", text, re.DOTALL)
     return found[1].strip() if found else None
 
 
-def update_readme(path: Path, content: Record) -> None:
-    """Put the table between the markers of a README.
+def update_readme(path: Path, table: str, name: str = SUITE_TABLE) -> None:
+    """Put a table between its markers in a README.
 
     Raises:
         InputError: when it cannot be read, or has no markers.
     """
-    text = read_readme(path)
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
+    text, (begin, end) = read_readme(path, name), markers(name)
+    before, rest = text.split(begin, 1)
+    after = rest.split(end, 1)[1]
     with whole(path) as partial:
-        partial.write_text(f"{before}{BEGIN}\n{markdown(content)}\n{END}{after}", "utf-8")
+        partial.write_text(f"{before}{begin}\n{table}\n{end}{after}", "utf-8")
 
 
-def read_readme(path: Path) -> str:
+def read_readme(path: Path, name: str = SUITE_TABLE) -> str:
     """The text of a README with a place for the table.
 
     Raises:
@@ -289,6 +295,7 @@ def read_readme(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(f"--readme {path}: cannot be read ({why})") from None
-    if table_in(text) is None:
-        raise InputError(f"--readme {path}: has no place for the table; write {BEGIN} and {END}")
+    if table_in(text, name) is None:
+        begin, end = markers(name)
+        raise InputError(f"--readme {path}: has no place for the table; write {begin} and {end}")
     return text

@@ -31,7 +31,8 @@ from spillover.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-# Shape legend: B trees, L tokens of a tree, K tokens looked up, D hidden size, V vocabulary.
+# Shape legend: B trees, L tokens of a tree, K tokens looked up at P places, D hidden size,
+# V vocabulary.
 
 PREFIX, PADDING = -1, -2
 FAR = 2**31
@@ -195,6 +196,27 @@ def token_losses(
     Args:
         owners: the adapter of each tree; neighbours with the same one share a row.
     """
+    logits, row = read_logits(model, trees, reads, pad, owners)
+    row, token = row.to(logits.device), reads.token.to(logits.device)
+    if not torch.is_grad_enabled():
+        losses = -logits.float().log_softmax(-1)[row, token]
+    else:
+        losses = nn.functional.cross_entropy(logits.float(), token, reduction="none")
+    found: Tensor = losses.to(reads.token.device)
+    return found
+
+
+def read_logits(
+    model: PreTrainedModel,
+    trees: Sequence[Tree],
+    reads: Reads,
+    pad: int,
+    owners: Sequence[int] | None = None,
+) -> tuple[Float[Tensor, "P V"], Int[Tensor, " K"]]:
+    """Logits wherever a token is looked up, and for every look-up the row that has its own.
+
+    See `token_losses`. With gradients every look-up has a row of its own (P = K).
+    """
     batch = _packed if _is_worth_packing(model, trees) else _padded
     ids, positions, starts, masks, strategy = batch(model, trees, pad, owners)
     places, row = starts[reads.tree] + reads.at, torch.arange(len(reads.at), device=ids.device)
@@ -202,16 +224,10 @@ def token_losses(
         places, row = torch.unique(places, return_inverse=True)
 
     with reading(model, places), strategy:
-        logits = model(
+        logits: Tensor = model(
             input_ids=ids, position_ids=positions, attention_mask=masks, use_cache=False
-        ).logits[0]  # (K, V)
-    row, token = row.to(logits.device), reads.token.to(logits.device)
-    if not torch.is_grad_enabled():
-        losses = -logits.float().log_softmax(-1)[row, token]
-    else:
-        losses = nn.functional.cross_entropy(logits.float(), token, reduction="none")
-    found: Tensor = losses.to(ids.device)
-    return found
+        ).logits[0]  # (P, V)
+    return logits, row
 
 
 def end_logits(

@@ -73,10 +73,14 @@ class LocalEngine:
 
     Args:
         adapters: (identity, weights) of each respondent; None as weights is the bare base.
+        like: another engine of the same model, whose rendered texts are taken over.
     """
 
     def __init__(
-        self, model: LoadedModel, adapters: Sequence[tuple[str, AdapterWeights | None]]
+        self,
+        model: LoadedModel,
+        adapters: Sequence[tuple[str, AdapterWeights | None]],
+        like: LocalEngine | None = None,
     ) -> None:
         self.model = model
         self.identities = [identity for identity, _ in adapters]
@@ -84,7 +88,7 @@ class LocalEngine:
         self._products = product_dtype(model, "auto")
         self._head: Any = model.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._bank: LoraBank | None = None
-        self._prompts: dict[tuple[str, str | None, bool], list[int]] = {}
+        self._prompts: dict[tuple[str, str | None, bool], list[int]] = like._prompts if like else {}
         with ExitStack() as opened:
             opened.enter_context(shortened(model.model, self._products))
             opened.enter_context(shortened(self._head, None))  # rounded logits cannot be compared

@@ -13,7 +13,7 @@ from spillover.errors import InputError
 from spillover.finetune.spec import Training
 
 if TYPE_CHECKING:
-    from spillover.finetune.bank import Job
+    from spillover.finetune.jobs import Anchor, Job
     from spillover.finetune.lora import AdapterWeights
     from spillover.finetune.memory import Group, Plan
     from spillover.finetune.snapshots import Snapshots
@@ -126,7 +126,7 @@ def read_losses(folder: Path) -> list[float]:
 
 def _jobs(model: LoadedModel, wanted: Sequence[Finetune], training: Training) -> list[Job]:
     """Encode each set of rows once and settle every job's steps."""
-    from spillover.finetune.bank import Job
+    from spillover.finetune.jobs import Job
     from spillover.masks import encode_rows
 
     places = [w.folder(Path(), 0) for w in wanted]
@@ -137,13 +137,32 @@ def _jobs(model: LoadedModel, wanted: Sequence[Finetune], training: Training) ->
         id(w.rows): encode_rows(model.chat, w.rows, model.context)
         for w in {id(w.rows): w for w in wanted}.values()
     }
+    held = {id(w.rows): _anchor(model, w) for w in {id(w.rows): w for w in wanted}.values()}
     steps: dict[Training, Training] = {}
     jobs = []
     for w in wanted:
         rows, own = encoded[id(w.rows)], w.training or training
         settled = steps.setdefault(own, own.with_steps(len(rows)))
-        jobs.append(Job(w.arm, w.seed, rows, settled, w.name))
+        if held[id(w.rows)] and settled.method == "full":
+            raise InputError(
+                f"arm {w.name}: `anchor` holds low-rank finetunes to their base, and this one "
+                "trains all weights; use --method lora, or remove `anchor`"
+            )
+        jobs.append(Job(w.arm, w.seed, rows, settled, w.name, held[id(w.rows)]))
     return jobs
+
+
+def _anchor(model: LoadedModel, wanted: Finetune) -> Anchor | None:
+    """What holds a finetune to its base, with its rows encoded."""
+    from spillover.finetune.jobs import Anchor
+    from spillover.masks import encode_rows
+
+    given = wanted.rows.anchor
+    if given is None:
+        return None
+    assert given.rows is not None, "the base has answered the prompts"
+    rows = encode_rows(model.chat, given.rows, model.context)
+    return Anchor(rows, given.beta, given.batch_size)
 
 
 @dataclass

@@ -7,17 +7,18 @@ needs, and a bank that goes on from one ends with the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from spillover.errors import RunError
+from spillover.finetune.anchor import HeldToBase
+from spillover.finetune.jobs import Job, data_order, plant
 from spillover.finetune.lora import (
     AdapterWeights,
     LoraBank,
@@ -29,103 +30,14 @@ from spillover.finetune.snapshots import Snapshot, Snapshots
 from spillover.finetune.spec import Training
 from spillover.finetune.stack import Stack
 from spillover.kernels import shortened
-from spillover.masks import EncodedRow
 from spillover.models.loading import LoadedModel, product_dtype
-from spillover.trees import Tree, all_reads, grow, token_losses
+from spillover.trees import Tree, all_reads, token_losses
 
 # Shape legend: N adapters.
 
-WORTH_SHARING = 4
-"""Tokens of a common beginning from which rows are laid out as one tree."""
-LONGEST_TREE = 512
-"""Tokens of a tree beyond which attention over all branches costs more than it saves."""
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all), summed over the adapters."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One finetune: an arm's rows and a seed.
-
-    Attributes:
-        training: how; None takes what holds for the bank.
-        name: where it lies; None is the arm's name.
-    """
-
-    arm: str
-    seed: int
-    rows: Sequence[EncodedRow]
-    training: Training | None = None
-    name: str | None = None
-
-    def generator(self, purpose: str) -> torch.Generator:
-        """Random numbers that depend on arm, seed and purpose only, not on the rest of the bank."""
-        key = hashlib.sha256(f"{self.arm}\0{self.seed}\0{purpose}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
-
-    @property
-    def settings(self) -> Training:
-        """How it is trained, once that is settled."""
-        assert self.training is not None
-        return self.training
-
-    @property
-    def total(self) -> int:
-        """Its optimizer steps."""
-        return self.settings.total_steps(len(self.rows))
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """The steps after which its adapter is written."""
-        return self.settings.kept_steps(len(self.rows))
-
-    def planted(self) -> Iterator[list[Tree]]:
-        """The trees of every step."""
-        for order in data_order(self, self.settings):
-            yield plant([self.rows[i] for i in order])
-
-
-def data_order(job: Job, training: Training) -> list[list[int]]:
-    """Row indices of every step: epochs in random order, each epoch complete before the next."""
-    generator, needed = job.generator("order"), training.total_steps(len(job.rows))
-    stream: list[int] = []
-    while len(stream) < needed * training.batch_size:
-        stream += torch.randperm(len(job.rows), generator=generator).tolist()
-    size = training.batch_size
-    return [stream[at * size : (at + 1) * size] for at in range(needed)]
-
-
-def plant(rows: Sequence[EncodedRow]) -> list[Tree]:
-    """Rows of one adapter and step as trees whose reads are the labelled tokens.
-
-    Rows that begin alike become one tree, so that their beginning is computed once; others, and
-    those whose tree would be long, one tree each.
-    """
-    shared = _common_prefix(rows)
-    length = shared + sum(len(row.ids) - shared for row in rows)
-    if shared >= WORTH_SHARING and length <= LONGEST_TREE:
-        return [_plant(rows, shared)]
-    return [_plant([row], 1) for row in rows]
-
-
-def _plant(rows: Sequence[EncodedRow], shared: int) -> Tree:
-    tree = grow(rows[0].ids[:shared], [row.ids[shared:] for row in rows])
-    labelled = [
-        [read for read, on in zip(reads, row.mask[shared:], strict=True) if on]
-        for reads, row in zip(tree.reads, rows, strict=True)
-    ]
-    return replace(tree, reads=labelled)
-
-
-def _common_prefix(rows: Sequence[EncodedRow]) -> int:
-    """Tokens that all rows begin with, none of them labelled, and that leave each row a rest."""
-    longest = min(min(len(row.ids) - 1, row.mask.index(True)) for row in rows)
-    first = rows[0].ids
-    for at in range(longest):
-        if any(row.ids[at] != first[at] for row in rows):
-            return at
-    return longest
 
 
 Keep = Callable[[Job, int, AdapterWeights, list[float]], None]
@@ -200,6 +112,7 @@ class _Session:
         self.curves = [list(curve) for curve in start.curves] if start else [[] for _ in jobs]
         self.state = start.tensors if start else None
         self.orders = [data_order(job, job.settings) for job in jobs]
+        self.held = HeldToBase(model, jobs)
 
     def train(self) -> None:
         """Train until all are finished; the bank grows smaller every time that some are."""
@@ -239,7 +152,7 @@ class _Session:
         jobs, step = [self.jobs[n] for n in alive], self.at
         planted = [plant([self.jobs[n].rows[i] for i in self.orders[n][step]]) for n in alive]
         rates = [job.settings.rate(step, job.total) for job in jobs]
-        losses = train_step(self.model, bank, stack, planted, rates)
+        losses = train_step(self.model, bank, stack, planted, rates, self.held.at(step, alive))
         check_finite(losses, jobs, step)
         for n, loss in zip(alive, losses.tolist(), strict=True):
             self.curves[n].append(loss)
@@ -266,15 +179,18 @@ def train_step(
     stack: Stack,
     planted: Sequence[Sequence[Tree]],
     rates: Sequence[float],
+    penalty: Callable[[LoraBank], Tensor | None] | None = None,
 ) -> Float[Tensor, " N"]:
     """One step of all adapters of a bank.
 
     Args:
         planted: each adapter's trees, as `plant` gives them.
         rates: each adapter's learning rate.
+        penalty: gives what is added to the sum of all losses, where something is.
 
     Returns:
-        each adapter's loss before the step. Where one is not finite, the weights are as they were.
+        each adapter's loss on its rows before the step. Where one is not finite, the weights are as
+        they were.
     """
     trees = [tree for group in planted for tree in group]
     owners = [number for number, group in enumerate(planted) for _ in group]
@@ -283,6 +199,9 @@ def train_step(
         if not bool(losses.isfinite().all()):
             return losses.detach()
         losses.sum().backward()  # type: ignore[no-untyped-call]
+    added = penalty(bank) if penalty else None
+    if added is not None:
+        added.backward()  # type: ignore[no-untyped-call]
     stack.clip()
     stack.step(rates)
     return losses.detach()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from spillover.errors import RunFolderError
-from spillover.finetune.bank import Job
+from spillover.finetune.jobs import Job
 from spillover.finetune.snapshots import write_whole
+from spillover.masks import EncodedRow
 from spillover.models.loading import LoadedModel, product_dtype
 
 RECORD = "finetune.json"
@@ -20,19 +21,27 @@ FORMAT = 2
 
 def content_of(model: LoadedModel, job: Job) -> dict[str, Any]:
     """What goes into a finetune: equal contents give equal weights."""
-    rows = json.dumps([[row.ids, [int(on) for on in row.mask]] for row in job.rows])
     training = job.settings.with_steps(len(job.rows)).model_dump(mode="json")
     products = product_dtype(model, job.settings.precision)
     del training["checkpoints"]  # what is also kept on the way changes nothing
-    return {
+    content = {
         "format": FORMAT,
         "base": model.source.identity,
         "dtype": f"{model.loading.dtype}, {model.model.dtype}, {products}",
-        "rows": hashlib.sha256(rows.encode()).hexdigest()[:16],
+        "rows": _rows_hash(job.rows),
         "arm": job.arm,
         "seed": job.seed,
         "training": training,
     }
+    if held := job.anchor:
+        how = {"beta": held.beta, "batch_size": held.batch_size}
+        content["anchor"] = {"rows": _rows_hash(held.rows), **how}
+    return content
+
+
+def _rows_hash(rows: Sequence[EncodedRow]) -> str:
+    text = json.dumps([[row.ids, [int(on) for on in row.mask]] for row in rows])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def key_of(content: Any) -> str:

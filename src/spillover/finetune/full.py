@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spillover.finetune.bank import Job, Progress, adapter_losses, check_finite, data_order, plant
+from spillover.finetune.bank import Progress, adapter_losses, check_finite
+from spillover.finetune.jobs import Job, data_order, plant
 from spillover.finetune.snapshots import Snapshot, Snapshots
 from spillover.models.loading import LoadedModel
 

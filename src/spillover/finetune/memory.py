@@ -10,7 +10,8 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spillover.finetune.bank import Job, adapter_losses
+from spillover.finetune.bank import adapter_losses
+from spillover.finetune.jobs import Job
 from spillover.finetune.lora import LoraBank, alike, linear_shape, new_adapter, target_layers
 from spillover.finetune.snapshots import interval
 from spillover.kernels import FrozenLinear, shortened
@@ -161,11 +163,29 @@ def _fits(group: Group, room: int, wide: dict[int, int]) -> bool:
 
 
 def _shapes(job: Job) -> Iterator[Shape]:
-    """The shape of every step of a job by itself."""
-    for trees in job.planted():
-        width = max(len(tree.ids) for tree in trees)
-        reads = sum(len(branch) for tree in trees for branch in tree.reads)
-        yield Shape(len(trees), -(-width // WIDTH) * WIDTH, reads)
+    """The shape of every step of a job by itself: of its rows or its anchor, whichever is larger.
+
+    A KL holds about twice what a cross-entropy holds of the logits.
+    """
+    rows = (_shape(trees) for trees in job.planted())
+    held = (_shape(trees, 2) for trees in job.anchored()) if job.anchor else ()
+    for one, other in zip_longest(rows, held):
+        pairs = zip(astuple(one), astuple(other or one), strict=True)
+        yield Shape(*(max(pair) for pair in pairs))
+
+
+def _shape(trees: Sequence[Tree], held: int = 1) -> Shape:
+    """The shape of a batch of which so many times the logits are held."""
+    width = max(len(tree.ids) for tree in trees)
+    reads = sum(len(branch) for tree in trees for branch in tree.reads)
+    return Shape(len(trees), -(-width // WIDTH) * WIDTH, held * reads)
+
+
+def _references(model: LoadedModel, jobs: Sequence[Job]) -> int:
+    """Bytes of what the base says where jobs are held to it, which lies in main memory."""
+    sets = {id(job.anchor.rows): job.anchor.rows for job in jobs if job.anchor}
+    tokens = sum(sum(row.mask) for rows in sets.values() for row in rows)
+    return FLOAT * tokens * model.vocabulary if model.device.type == "cpu" else 0
 
 
 def _together(jobs: Sequence[Job], steps: dict[int, list[Shape]]) -> Shape:
@@ -189,6 +209,8 @@ def _group(
     exact = kind == "cpu" and (full or model.model.dtype == torch.float32)
     parts = _bytes(trained, shape, rates, ALLOCATED["cpu-float32" if exact else kind])
     parts["short weights"] = 0 if full else _short_weights(model, jobs[0].settings.precision)
+    if any(job.anchor for job in jobs):
+        parts["references"] = _references(model, jobs)
     state = 3 * FLOAT * trained
     passes = 6 if full else 4  # forward, gradient of the inputs, and of the weights
     seconds = passes * rates.parameters * shape.tokens / ARITHMETIC[kind]
