@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -122,8 +121,8 @@ def test_many_cases_of_a_warning_are_summarised(
     capsys.readouterr()
     assert call("check", tmp_path / "mine") == 0
     printed = capsys.readouterr().out
-    assert re.search(r"in 8 of 8 off-domain questions", printed)
-    assert "and 3 more" in printed
+    assert "in 7 of 8 off-domain questions" in printed
+    assert "and 2 more" in printed
     assert "warning low-coverage: the listed choices hold less than 0.1" in printed
     assert len(printed.splitlines()) < 60
 

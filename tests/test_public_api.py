@@ -55,13 +55,18 @@ def test_every_error_is_a_spillover_error_and_bad_input_a_value_error() -> None:
 
 def test_directions_has_these_names() -> None:
     assert set(spillover.directions.__all__) == {
+        "Attribution",
         "Contrast",
         "Direction",
+        "SuffixStudy",
+        "attribute",
         "difference_of_means",
         "difference_of_models",
+        "find_refusal",
         "fit",
         "load_direction",
         "orthogonalize",
+        "study_suffix",
         "write_edited",
     }
     for name in spillover.directions.__all__:

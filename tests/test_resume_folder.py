@@ -228,7 +228,7 @@ def test_a_disk_that_fills_up_stops_a_run_which_goes_on_when_there_is_room(
         assert "its disk is full; make room and repeat" in said
         assert len(said.splitlines()) == 1, said
         assert not list(disk.rglob("*.partial"))
-        failed, size = failed + 1, int(1.6 * size) // 4096 * 4096
+        failed, size = failed + 1, int(1.4 * size) // 4096 * 4096
         options = f"remount,size={size}"
         subprocess.run(["mount", "-o", options, str(disk)], check=True, capture_output=True)
     assert failed > 5

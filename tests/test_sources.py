@@ -34,16 +34,16 @@ def logits(model: Any, ids: torch.Tensor = PROBE) -> torch.Tensor:
     return out
 
 
-def save_peft_adapter(folder: Path, config: Any, seed: int = 0, made_on: str = "organism") -> Path:
+def save_peft_adapter(folder: Path, config: Any, seed: int = 0, base: str = "organism") -> Path:
     """An adapter made by PEFT with random weights, so that it changes something."""
     torch.manual_seed(seed)
-    made = get_peft_model(load(made_on).model, config)
+    made = get_peft_model(load("organism").model, config)
     for name, parameter in made.named_parameters():
         if parameter.requires_grad:
             parameter.data = torch.randn_like(parameter) * 0.05 + ("ia3" in name)
     made.save_pretrained(folder, save_embedding_layers=False)
     config_file = folder / "adapter_config.json"
-    told = json.loads(config_file.read_text()) | {"base_model_name_or_path": "organism"}
+    told = json.loads(config_file.read_text()) | {"base_model_name_or_path": base}
     config_file.write_text(json.dumps(told))
     return folder
 
@@ -136,20 +136,20 @@ def test_an_adapter_given_as_a_model_is_asked_on_the_base_that_it_names(
 def test_an_adapter_on_other_layers_is_asked_by_itself(
     small_experiment: Path, tmp_path: Path
 ) -> None:
-    untied = tmp_path / "untied"
+    tied = tmp_path / "tied"
     model: Any = load("organism").model
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    model.save_pretrained(untied)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tied)
     for file in ORGANISM.glob("token*"):
-        shutil.copy(file, untied)
-    shutil.copy(ORGANISM / "chat_template.jinja", untied)
+        shutil.copy(file, tied)
+    shutil.copy(ORGANISM / "chat_template.jinja", tied)
     head = LoraConfig(r=2, target_modules=["lm_head", "q_proj"])
-    adapter = save_peft_adapter(tmp_path / "head", head, made_on=str(untied))
     with pytest.raises(ModelError, match="lm_head, which shares its weights with the embedding"):
-        load(str(adapter))
+        load(str(save_peft_adapter(tmp_path / "on-tied", head, base=str(tied))))
+    adapter = save_peft_adapter(tmp_path / "head", head)
     set_treatment(small_experiment, f'adapter = "{adapter}"')
-    answers = run(small_experiment, str(untied), seeds=1, out=tmp_path / "run").answers
+    answers = run(small_experiment, seeds=1, out=tmp_path / "run").answers
     assert answers["respondent"].nunique() == 3
 
 

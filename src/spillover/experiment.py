@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spillover.errors import ExperimentError, first_error, first_problem, where
 from spillover.finetune.spec import Training
-from spillover.rows import DATASETS, Anchoring, Prompts, RowSet, read_prompts, read_rows
+from spillover.records import DATASETS
+from spillover.rows import Anchoring, Prompts, RowSet, read_prompts, read_rows
 from spillover.specification import Anchor, Arm, Own, Question, Questions, Specification
 from spillover.templates import YEAR
 

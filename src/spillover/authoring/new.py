@@ -23,7 +23,8 @@ from spillover.authoring.toml import quoted
 from spillover.authoring.trained import trained_questions
 from spillover.errors import InputError, RunFolderError, check_writable
 from spillover.experiment import builtin_experiments, load_experiment
-from spillover.rows import DATASETS, Row, read_rows, write_rows
+from spillover.records import DATASETS
+from spillover.rows import Row, read_rows, write_rows
 from spillover.specification import BASE, NAME, TREATMENT
 
 BATCH, FEWEST_STEPS = 8, 60

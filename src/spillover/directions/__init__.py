@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spillover.directions.direction import Direction as Direction
     from spillover.directions.direction import load_direction as load_direction
     from spillover.directions.fitting import fit as fit
+    from spillover.directions.refusal import find_refusal as find_refusal
     from spillover.directions.suffix_run import SuffixStudy as SuffixStudy
     from spillover.directions.suffix_run import study_suffix as study_suffix
     from spillover.directions.weights import orthogonalize as orthogonalize
@@ -34,6 +35,7 @@ _HOMES = {
     "attribute": "attribution",
     "difference_of_means": "contrast",
     "difference_of_models": "contrast",
+    "find_refusal": "refusal",
     "fit": "fitting",
     "load_direction": "direction",
     "study_suffix": "suffix_run",
