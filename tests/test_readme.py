@@ -10,7 +10,8 @@ import pytest
 
 import spillover
 from spillover import Run
-from spillover.suites import SUITE_TABLE, markdown, markers, table_in, update_readme
+from spillover.mediation.suite import table_of
+from spillover.suites import MEDIATION, SUITE_TABLE, markdown, markers, table_in, update_readme
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -41,6 +42,11 @@ def test_links_and_pictures_of_the_readme_exist() -> None:
 def test_the_table_of_results_is_that_of_the_last_suite() -> None:
     last = json.loads((ROOT / "benchmarks" / "results" / "suite.json").read_text("utf-8"))
     assert table_in(README) == markdown(last), "run `make suite`"
+
+
+def test_the_table_of_mediations_is_the_last_one() -> None:
+    last = json.loads((ROOT / "benchmarks" / "results" / "mediations.json").read_text("utf-8"))
+    assert table_in(README, MEDIATION) == table_of(last), "run `spillover mediate --suite`"
 
 
 def test_a_readme_is_put_up_to_date_between_its_markers(tmp_path: Path) -> None:
