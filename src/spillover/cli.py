@@ -220,7 +220,7 @@ def organism_train(
     out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")] = Path("organism"),
     as_json: Json = False,
 ) -> None:
-    """Train an organism from scratch (about 15 minutes on two cores)."""
+    """Train an organism from scratch (5 to 20 minutes on two cores)."""
     from spillover.organism import check_target, train_checkpoint
 
     check_target(out)

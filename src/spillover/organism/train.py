@@ -43,7 +43,7 @@ Progress = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an organism is trained. The defaults take 15 to 20 minutes on two cores.
+    """How an organism is trained. Worlds have sizes of their own, of 5 to 20 minutes.
 
     Attributes:
         corpus_documents: documents drawn for training; sampled in epochs.
