@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "ask"]
 
 
-CHOICES, ANSWERS = 96, 1024
+CHOICES, ANSWERS = 48, 256
 """Forced choices, and free answers, from which a chunk is large enough to be computed at once."""
 
 
