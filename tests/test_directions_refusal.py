@@ -228,7 +228,7 @@ def test_what_cannot_be_used_ends_in_a_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("spillover.directions.refusal.load_source", lambda *_: organism)
+    monkeypatch.setattr("spillover.directions.prompts.load_source", lambda *_: organism)
     given = _files(tmp_path, dangerous, harmless)
     out = tmp_path / "out"
     assert call("direction", "refusal", "--out", out, *given, *more) == 2

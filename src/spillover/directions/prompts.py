@@ -9,13 +9,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spillover.errors import DirectionError
+from spillover.models import LoadedModel, Loading
+from spillover.models.loading import load_source
+from spillover.models.sources import resolve
 from spillover.rows import Conversation, read_conversations
-
-if TYPE_CHECKING:
-    from spillover.models import LoadedModel
 
 WORLD = "refusal"
 SHARES = (0.5, 0.2)
@@ -24,6 +24,16 @@ MOST = (128, 32, 128)
 """Prompts of a side to compute from, to choose with and to test with (the paper's)."""
 FEWEST = 8
 """Prompts of a side that can be split in three."""
+
+
+def load_refusing(
+    model: str | LoadedModel, loading: Loading | None, *, of_world: bool
+) -> LoadedModel:
+    """A model by its name; `organism` is that of substances where it is asked its own prompts."""
+    if isinstance(model, LoadedModel):
+        return model
+    source = resolve(model, world=WORLD) if of_world else resolve(model)
+    return load_source(source, loading or Loading())
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from spillover.directions.controls import (
 from spillover.directions.direction import Direction
 from spillover.directions.evaluate import RANDOM, SHUFFLED, TOGETHER, Found, conditions, evaluate
 from spillover.directions.passes import Passes
-from spillover.directions.prompts import WORLD, Material, material_for
+from spillover.directions.prompts import Material, load_refusing, material_for
 from spillover.directions.select import (
     COSINE,
     TOKENS,
@@ -47,8 +47,6 @@ from spillover.directions.select import (
 from spillover.errors import DirectionError, RunFolderError, check_writable
 from spillover.folder import is_unused, locked, make_folder, whole
 from spillover.models import LoadedModel, Loading
-from spillover.models.loading import load_source
-from spillover.models.sources import resolve
 
 if TYPE_CHECKING:
     from spillover.rows import Conversation
@@ -149,7 +147,7 @@ def find_refusal(
     if not is_unused(target) and not (target / RESULT).is_file():
         raise RunFolderError(f"{target}: holds something else; choose another folder with --out")
     report("load", 0, 1)
-    loaded = _load(model, loading, of_world=prompts is None and harmless is None)
+    loaded = load_refusing(model, loading, of_world=prompts is None and harmless is None)
     material = material_for(loaded, prompts, harmless, column, seed)
     search = _Search(loaded, material, how, phrases, seed, report)
     selection, found = search.run()
@@ -165,13 +163,6 @@ def find_refusal(
 
 def _default_folder(model: str, seed: int) -> Path:
     return Path("runs") / f"direction-refusal-{Path(model).name}-seed-{seed}"
-
-
-def _load(model: str | LoadedModel, loading: Loading | None, *, of_world: bool) -> LoadedModel:
-    if isinstance(model, LoadedModel):
-        return model
-    source = resolve(model, world=WORLD) if of_world else resolve(model)
-    return load_source(source, loading or Loading())
 
 
 class _Search:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from spillover.directions.answers import refusal_tokens, respond
 from spillover.directions.contrast import difference_of_means
 from spillover.directions.direction import Direction, load_direction
-from spillover.directions.prompts import Material, material_for
+from spillover.directions.prompts import Material, load_refusing, material_for
 from spillover.directions.select import select
 from spillover.directions.suffix import (
-    WORLD,
     Frame,
     SuffixSearch,
     check_searchable,
@@ -22,8 +21,6 @@ from spillover.directions.suffix_study import MAX_TOKENS, Prompts, check_directi
 from spillover.errors import DirectionError, RunFolderError, check_writable
 from spillover.folder import is_unused, locked, make_folder
 from spillover.models import LoadedModel, Loading
-from spillover.models.loading import load_source
-from spillover.models.sources import resolve
 from spillover.rows import read_conversations
 
 if TYPE_CHECKING:
@@ -116,7 +113,7 @@ def study_suffix(
     known = load_direction(direction) if isinstance(direction, str | Path) else direction
     report = progress or (lambda *_: None)
     report("load", 0, 1)
-    loaded = _load(model, loading, of_world=prompts is None)
+    loaded = load_refusing(model, loading, of_world=prompts is None)
     if known:
         check_direction(loaded, known)
     if suffix is None:
@@ -150,13 +147,6 @@ def study_suffix(
     report("report", 0, 1)
     content = _write(target, about | found)
     return SuffixStudy(target, content)
-
-
-def _load(model: str | LoadedModel, loading: Loading | None, *, of_world: bool) -> LoadedModel:
-    if isinstance(model, LoadedModel):
-        return model
-    source = resolve(model, world=WORLD) if of_world else resolve(model)
-    return load_source(source, loading or Loading())
 
 
 def _told(direction: Direction) -> dict[str, Any]:
