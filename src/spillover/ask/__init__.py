@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover.ask.requests import Sample, SampleSettings
+from spillover.crew import crew_of, share_out
 from spillover.failpoints import failpoint
 from spillover.store import CHOICE, SHOWN, TEXT, Answer, AnswerStore, answer_key, choice_record
 
@@ -102,28 +103,34 @@ def ask(
 
     Args:
         engine: answers for `asked`, in the same order.
-        progress: called with (questions asked, questions in all).
+        progress: called with (questions asked, questions to ask), those of each context for itself.
 
     Returns:
         the keys of all answers of this plan, those recorded earlier included.
     """
     settings = experiment.specification.sampling
     thinking = bool(engine.model.chat.reasons and engine.model.chat.templating.think)
-    chunks = _plan(experiment, asked, thinking=thinking)
     planned: list[str] = []
-    done, total = 0, sum(len(chunk.questions) for chunk in chunks)
-    for chunk in chunks:
+    parts: list[_Part] = []
+    for chunk in _plan(experiment, asked, thinking=thinking):
+        keys = _keys(chunk, asked, settings)
+        listed = [key for case in keys for key in case]
+        planned += listed
+        parts += _missing(chunk, keys, store.recorded(listed))
+    done, total = 0, sum(len(part.chunk.questions) for part in parts)
+
+    def took(number: int, answers: list[Answer]) -> None:
+        nonlocal done
+        store.add(answers)
+        done += len(parts[number].chunk.questions)
         if progress:
             progress(done, total)
-        done += len(chunk.questions)
-        keys = _keys(chunk, asked, settings)
-        planned += [key for case in keys for key in case]
-        known = store.recorded([key for case in keys for key in case])
-        for part in _missing(chunk, keys, known):
-            store.add(_answers(part, engine, asked, settings))
         failpoint("chunk")
+
     if progress:
-        progress(total, total)
+        progress(done, total)
+    crew = crew_of(engine.model)
+    share_out(parts, lambda part: _answers(part, engine, asked, settings), took, crew)
     return planned
 
 

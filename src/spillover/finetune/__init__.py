@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spillover.crew import counts_of, crew_of, share_out
 from spillover.errors import InputError
 from spillover.finetune.spec import Training
 
@@ -111,7 +113,7 @@ def plan(
     """
     from spillover.finetune.memory import plan_groups
 
-    return plan_groups(base, _jobs(base, wanted, training), memory)
+    return plan_groups(base, _jobs(base, wanted, training), memory, crew_of(base))
 
 
 def read_losses(folder: Path) -> list[float]:
@@ -188,6 +190,7 @@ class _Work:
         """
         from spillover.finetune.memory import plan_groups
 
+        crew = crew_of(self.model)
         wanted = {_place(job): job for job in self.jobs}
         missing = [place for place, job in wanted.items() if not self._is_done(job, job.total)]
         if not missing:
@@ -199,29 +202,35 @@ class _Work:
             and all(key == self._key(place) for place, key in group.items())
         ]
         again = {place for group in planned for place in group}
-        groups = [
-            group
-            for members in [
-                *([wanted[place] for place in group] for group in planned),
-                [wanted[place] for place in missing if place not in again],
-            ]
-            for group in plan_groups(self.model, members, memory).groups
-        ]
+        groups: list[Group] = []
+        for group in planned:
+            members = [wanted[place] for place in group]
+            groups += plan_groups(self.model, members, memory).groups
+        fresh = [wanted[place] for place in missing if place not in again]
+        groups += plan_groups(self.model, fresh, memory, crew).groups
         self._note(groups)
         return groups
 
     def train_all(self, memory: int | None, progress: Callable[[int, int], None] | None) -> None:
         """Train group by group what is not there yet; the progress is that of all groups."""
         groups = self.groups(memory)
-        done, total = 0, sum(job.total for group in groups for job in group.jobs)
-        for group in groups:
+        total = sum(job.total for group in groups for job in group.jobs)
+        done = counts_of(len(groups))
 
-            def report(step: int, _: int, start: int = done) -> None:
-                if progress:
-                    progress(start + step, total)
+        def report() -> None:
+            if progress and groups:
+                progress(sum(done), total)
 
-            self.train(group, report)
-            done += sum(job.total for job in group.jobs)
+        def train(number: int) -> None:
+            def note(steps: int, _: int) -> None:
+                done[number] = steps
+                if os.getpid() == here:
+                    report()
+
+            self.train(groups[number], note)
+
+        here = os.getpid()
+        share_out(range(len(groups)), train, lambda *_: None, crew_of(self.model), report)
 
     def train(self, group: Group, progress: Callable[[int, int], None]) -> None:
         """Train a group from its snapshot, if there is one, and write what is not there yet."""

@@ -124,16 +124,20 @@ class Plan:
         }
 
 
-def plan_groups(model: LoadedModel, jobs: Sequence[Job], limit: int | None = None) -> Plan:
+def plan_groups(
+    model: LoadedModel, jobs: Sequence[Job], limit: int | None = None, crew: int = 1
+) -> Plan:
     """Split settled jobs into groups that fit into memory.
 
     Jobs keep their order but for this: longer trainings come first, then those with wider rows, so
     that adapters of a group are finished together and little is filled up.
 
     Args:
-        limit: bytes that the process may take; None for a share of the machine's memory.
+        limit: bytes that may be taken; None for a share of the machine's memory.
+        crew: groups that are trained at a time. Each has its part of the memory and of the jobs.
     """
     limit = limit or memory_limit(model.device)
+    most = -(-len(jobs) // crew)
     base = sum(p.numel() * p.element_size() for p in model.model.parameters())
     steps = {id(job): list(_shapes(job)) for job in jobs}
     wide = {key: max(shape.width for shape in shapes) for key, shapes in steps.items()}
@@ -143,9 +147,9 @@ def plan_groups(model: LoadedModel, jobs: Sequence[Job], limit: int | None = Non
     waiting = list(order)
     while waiting and rates:
         group = _group(model, waiting[:1], steps, rates)
-        for size in range(2, len(waiting) + 1):
+        for size in range(2, min(most, len(waiting)) + 1):
             larger = _group(model, waiting[:size], steps, rates)
-            if not _fits(larger, limit - base, wide):
+            if not _fits(larger, (limit - base) // crew, wide):
                 break
             group = larger
         groups.append(group)
