@@ -7,7 +7,8 @@
 --answers answers of exactly --tokens tokens to --questions questions for each adapter, at
 temperature 1: no token ends an answer, on either side. The unit is a token of an answer. `generate`
 is tried with every batch, dtype, merged or not and with both caches, on fewer tokens; its best
-setting is then measured in turn with spillover, one adapter in each repeat. vLLM holds all adapters
+setting is then measured in turn with spillover, one adapter in each repeat. Spillover has its usual
+helpers (`spillover.crew`); `generate` has all threads. vLLM holds all adapters
 at once; give the Python of an environment that has it.
 """
 
@@ -32,7 +33,8 @@ from vllm_sample import Vllm
 
 from spillover import LoadedModel, load_experiment
 from spillover.ask.local import LocalEngine
-from spillover.ask.requests import SampleSettings
+from spillover.ask.requests import Sample, SampleSettings
+from spillover.crew import crew_of, share_out
 from spillover.finetune.adapters import load_adapter
 from spillover.rows import Conversation
 
@@ -81,19 +83,25 @@ class Setting:
 
 
 def ours(loaded: LoadedModel, adapters: Sequence[Path], todo: Task, _repeat: int = 0) -> Timing:
-    """All adapters together."""
+    """All adapters together; small models question by question, shared out as in a run."""
     endless = Endless(loaded.source, loaded.model, loaded.chat, loaded.placement, loaded.loading)
     listed = [(place.name, load_adapter(place, loaded)) for place in adapters]
     engine = LocalEngine(endless, listed)
     try:
-        who = [number for number in range(len(adapters)) for _ in todo.questions]
-        conversations = todo.questions * len(adapters)
         settings = SampleSettings(todo.answers, 1.0, todo.tokens)
+        crew, samples = crew_of(loaded), []
+
+        def answer(questions: list[Conversation]) -> list[list[Sample]]:
+            who = [number for number in range(len(adapters)) for _ in questions]
+            return engine.sample(who, questions * len(adapters), settings)
+
+        parts = [[q] for q in todo.questions] if crew > 1 else [todo.questions]
         start = clock(loaded.device)
-        samples = engine.sample(who, conversations, settings)
+        share_out(parts, answer, lambda _, made: samples.extend(made), crew)
         taken = clock(loaded.device) - start
     finally:
         engine.close()
+    assert len(samples) == len(todo.questions) * len(adapters)
     assert all(one.finish == "length" for listed in samples for one in listed)
     produced = todo.produced * len(adapters)
     return {"seconds": taken / produced, "setup": 0.0, "tokens": produced}

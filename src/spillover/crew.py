@@ -99,7 +99,7 @@ def share_out(
     with _one_thread(), _helpers(min(crew, len(todo)) - 1, todo, do, take) as helpers:
         for number in take():
             took(number, do(todo[number]))
-            _collect(helpers, took, 0)
+            _collect(helpers, took, 0.0)
         while helpers:
             _collect(helpers, took, TICK)
             if waiting:
