@@ -7,9 +7,9 @@
 --answers answers of exactly --tokens tokens to --questions questions for each adapter, at
 temperature 1: no token ends an answer, on either side. The unit is a token of an answer. `generate`
 is tried with every batch, dtype, merged or not and with both caches, on fewer tokens; its best
-setting is then measured in turn with spillover, one adapter in each repeat. Spillover has its usual
-helpers (`spillover.crew`); `generate` has all threads. vLLM holds all adapters
-at once; give the Python of an environment that has it.
+setting is then measured in turn with spillover, one adapter in each repeat. Spillover asks in the
+chunks and with the helpers of a run (`spillover.crew`); `generate` has all threads. vLLM holds all
+adapters at once; give the Python of an environment that has it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from subjects import SHAPES, build, sizes
 from vllm_sample import Vllm
 
 from spillover import LoadedModel, load_experiment
+from spillover.ask import ANSWERS, in_groups
 from spillover.ask.local import LocalEngine
 from spillover.ask.requests import Sample, SampleSettings
 from spillover.crew import crew_of, share_out
@@ -83,21 +84,22 @@ class Setting:
 
 
 def ours(loaded: LoadedModel, adapters: Sequence[Path], todo: Task, _repeat: int = 0) -> Timing:
-    """All adapters together; small models question by question, shared out as in a run."""
+    """All adapters together, in the chunks of a run."""
     endless = Endless(loaded.source, loaded.model, loaded.chat, loaded.placement, loaded.loading)
     listed = [(place.name, load_adapter(place, loaded)) for place in adapters]
     engine = LocalEngine(endless, listed)
     try:
         settings = SampleSettings(todo.answers, 1.0, todo.tokens)
-        crew, samples = crew_of(loaded), []
+        samples: list[list[Sample]] = []
 
-        def answer(questions: list[Conversation]) -> list[list[Sample]]:
+        def answer(questions: tuple[Conversation, ...]) -> list[list[Sample]]:
             who = [number for number in range(len(adapters)) for _ in questions]
-            return engine.sample(who, questions * len(adapters), settings)
+            return engine.sample(who, list(questions) * len(adapters), settings)
 
-        parts = [[q] for q in todo.questions] if crew > 1 else [todo.questions]
+        size = todo.answers * len(adapters)
+        parts = in_groups(todo.questions, [size] * len(todo.questions), ANSWERS)
         start = clock(loaded.device)
-        share_out(parts, answer, lambda _, made: samples.extend(made), crew)
+        share_out(parts, answer, lambda _, made: samples.extend(made), crew_of(loaded))
         taken = clock(loaded.device) - start
     finally:
         engine.close()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from spillover.ask.requests import Sample, SampleSettings
 from spillover.crew import crew_of, share_out
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "ask"]
 
+T = TypeVar("T")
 
-CHOICES, ANSWERS = 48, 256
+CHOICES, ANSWERS = 48, 512
 """Forced choices, and free answers, from which a chunk is large enough to be computed at once."""
 
 
@@ -160,15 +161,23 @@ def _plan(experiment: Experiment, asked: Sequence[Asked], *, thinking: bool) -> 
 
 def _grouped(questions: Sequence[Question], kind: str, times: int) -> list[tuple[Question, ...]]:
     """Questions, each answered so many times in every wording, in groups that fill a batch."""
-    groups: list[list[Question]] = []
-    filled = enough = CHOICES if kind == CHOICE else ANSWERS
-    for question in questions:
-        if filled >= enough:
-            groups.append([])
-            filled = 0
-        groups[-1].append(question)
-        filled += times * _wordings(question, kind)
-    return [tuple(group) for group in groups]
+    sizes = [times * _wordings(question, kind) for question in questions]
+    return in_groups(questions, sizes, CHOICES if kind == CHOICE else ANSWERS)
+
+
+def in_groups(parts: Sequence[T], sizes: Sequence[int], enough: int) -> list[tuple[T, ...]]:
+    """Parts in their order, in groups of about one size, no larger than needed to have `enough`.
+
+    Where there are several groups their number is even: two processes have as much to do.
+    """
+    count = max(1, sum(sizes) // enough)
+    count += count % 2 if count > 1 else 0
+    share, filled = sum(sizes) / count, 0
+    groups: dict[int, list[T]] = {}
+    for part, size in zip(parts, sizes, strict=True):
+        groups.setdefault(min(count - 1, int((filled + size / 2) / share)), []).append(part)
+        filled += size
+    return [tuple(group) for group in groups.values()]
 
 
 def _shown(experiment: Experiment) -> set[str]:

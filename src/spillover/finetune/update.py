@@ -36,6 +36,7 @@ class Routing:
     adapters: tuple[int, ...]
     bounds: tuple[int, ...]
     _spread: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _chosen: dict[tuple[int, torch.device], Any] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(adapters: Sequence[int], lengths: Sequence[int]) -> Routing:
@@ -65,6 +66,17 @@ class Routing:
         """The length of all runs where it is the same, else 0."""
         lengths = {end - start for _, start, end in self.runs}
         return lengths.pop() if len(lengths) == 1 else 0
+
+    def chosen(self, a: Float[Tensor, "N R I"]) -> Any:
+        """An index of the adapters of all runs, among those of a bank."""
+        key = (len(a), a.device)
+        if key not in self._chosen:
+            first = self.adapters[0]
+            following = slice(first, first + len(self.adapters))
+            ordered = self.adapters == tuple(range(len(a))[following])
+            listed = following if ordered else torch.tensor(self.adapters, device=a.device)
+            self._chosen[key] = listed
+        return self._chosen[key]
 
     def spread(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rows of the runs padded to the longest, and where each row stands among them."""
@@ -146,12 +158,12 @@ def _forward(
     """Add the update to y; the scaled low-rank images of x, (runs, R, tokens) or (R, M)."""
     length = routing.length
     if length:
-        who = _chosen(routing, a)
+        who = routing.chosen(a)
         low = torch.bmm(a[who], _runs(x, length).mT).mul_(scaling[who][:, None, None])
         _add(_runs(y, length), low.mT, b[who].mT)
         return low
     if len(x) <= SHORT * len(routing.adapters) and len(routing.adapters) > 1:
-        who, (rows, place) = _chosen(routing, a), routing.spread(x.device)
+        who, (rows, place) = routing.chosen(a), routing.spread(x.device)
         spread = x.index_select(0, rows).view(len(routing.adapters), -1, x.shape[1])
         wide = torch.bmm(a[who], spread.mT).mul_(scaling[who][:, None, None])
         added = torch.bmm(wide.mT, b[who].mT)
@@ -179,7 +191,7 @@ def _backward(
     a, b, scaling, low = kept
     length = routing.length
     if length and routing.once:
-        who = _chosen(routing, a)
+        who = routing.chosen(a)
         rows_x, rows_g = _runs(x, length), _runs(g, length)
         g_low = torch.bmm(b[who].mT.contiguous(), rows_g.mT).mul_(scaling[who][:, None, None])
         if gx is not None:
@@ -195,15 +207,6 @@ def _backward(
         if gx is not None:
             _add(gx[start:end], g_low.t(), a[n])
     return ga, gb
-
-
-def _chosen(routing: Routing, a: Tensor) -> Any:
-    """An index of the adapters of all runs."""
-    first = routing.adapters[0]
-    following = slice(first, first + len(routing.adapters))
-    if routing.adapters == tuple(range(len(a))[following]):
-        return following
-    return torch.tensor(routing.adapters, device=a.device)
 
 
 def _placed(found: Tensor, like: Tensor, who: Any) -> Tensor:
