@@ -98,18 +98,8 @@ def study_suffix(
             folder that holds something else.
     """
     name = model if isinstance(model, str) else model.source.name
-    kind = f"direction-suffix-{Path(name).name}-seed-{seed}"
-    target = Path(out) if out is not None else Path("runs") / kind
-    check_writable(target)
-    if not is_unused(target) and not (target / RESULT).is_file():
-        raise RunFolderError(f"{target}: holds something else; choose another folder with --out")
-    if suffix is not None and not suffix.strip():
-        raise DirectionError("found an empty suffix; give its text with --suffix TEXT")
-    if prompts is not None and suffix is None:
-        raise DirectionError(
-            "found --prompts without --suffix; suffixes are searched for on the organism's own "
-            "prompts only: give the text of one"
-        )
+    target = Path(out or Path("runs") / f"direction-suffix-{Path(name).name}-seed-{seed}")
+    _check(target, suffix, prompts)
     known = load_direction(direction) if isinstance(direction, str | Path) else direction
     report = progress or (lambda *_: None)
     report("load", 0, 1)
@@ -119,11 +109,10 @@ def study_suffix(
     if suffix is None:
         check_searchable(loaded)
     report("prompts", 0, 1)
-    given = (
-        _of_files(loaded, known, suffix, prompts, harmless, column)
-        if prompts is not None
-        else _of_world(loaded, known, suffix, seed)
-    )
+    if prompts is None:
+        given = _of_world(loaded, known, suffix, seed)
+    else:
+        given = _of_files(loaded, known, suffix, prompts, harmless, column)
     found = measure(
         loaded,
         given.direction,
@@ -135,18 +124,36 @@ def study_suffix(
         seed=seed,
         progress=progress,
     )
-    about = {
+    report("report", 0, 1)
+    content = _write(target, _about(name, loaded, given) | found)
+    return SuffixStudy(target, content)
+
+
+def _check(target: Path, suffix: str | None, prompts: str | Path | None) -> None:
+    """Refuse what cannot be done, before anything is loaded."""
+    check_writable(target)
+    if not is_unused(target) and not (target / RESULT).is_file():
+        raise RunFolderError(f"{target}: holds something else; choose another folder with --out")
+    if suffix is not None and not suffix.strip():
+        raise DirectionError("found an empty suffix; give its text with --suffix TEXT")
+    if prompts is not None and suffix is None:
+        raise DirectionError(
+            "found --prompts without --suffix; suffixes are searched for on the organism's own "
+            "prompts only: give the text of one"
+        )
+
+
+def _about(name: str, model: LoadedModel, given: _Given) -> dict[str, Any]:
+    """What was studied, for the record."""
+    return {
         "schema": 1,
         "model": name,
-        "identity": loaded.source.identity,
-        "placement": loaded.placement,
+        "identity": model.source.identity,
+        "placement": model.placement,
         "source": given.source,
         "direction": _told(given.direction),
-        "refusal_tokens": [str(loaded.tokenizer.decode([token])) for token in given.tokens],
+        "refusal_tokens": [str(model.tokenizer.decode([token])) for token in given.tokens],
     }
-    report("report", 0, 1)
-    content = _write(target, about | found)
-    return SuffixStudy(target, content)
 
 
 def _told(direction: Direction) -> dict[str, Any]:
