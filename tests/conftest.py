@@ -160,9 +160,14 @@ def finished(
 
 
 @pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys of all answers that are computed, in order: without helpers, who count apart."""
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without helpers, whose side effects stay with them."""
     monkeypatch.setattr(crew, "MOST", 1)
+
+
+@pytest.fixture
+def computed(alone: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of all answers that are computed, in order."""
     keys: list[str] = []
     compute = ask._answers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from spillover import LoadedModel, crew, failpoints
+from spillover.ask import in_groups
 from spillover.crew import crew_of, share_out
 from spillover.errors import MachineError, RunError
 from spillover.failpoints import VARIABLE
@@ -59,7 +61,57 @@ def test_every_part_is_done_once_by_as_many_processes_as_there_are(
 ) -> None:
     found, workers = shared(parts, processes)
     assert found == {number: number * number for number in range(parts)}
-    assert len(workers) == min(parts, processes)
+    alone = processes == 1 or parts < 2
+    assert (workers <= {os.getpid()}) == alone or not parts
+    assert len(workers) <= min(parts, processes)
+
+
+def test_helpers_work_at_the_same_time() -> None:
+    context = multiprocessing.get_context("fork")
+    both = context.Barrier(2)
+    workers: set[int] = set()
+
+    def do(_: int) -> int:
+        both.wait(30)  # until the other one is here
+        return os.getpid()
+
+    share_out(range(2), do, lambda _, who: workers.add(who), 2)
+    assert len(workers) == 2
+    assert os.getpid() not in workers
+
+
+def test_no_more_helpers_work_than_there_is_room_for() -> None:
+    workers: set[int] = set()
+    share_out(range(6), lambda _: os.getpid(), lambda _, who: workers.add(who), 4, room=1)
+    assert len(workers) == 1
+    assert os.getpid() not in workers
+
+
+def test_what_arrives_is_taken_in_at_once() -> None:
+    """A kill of this process loses the part that each helper is at, no more."""
+    late: list[float] = []
+
+    def do(part: int) -> float:
+        time.sleep(1.5 if part == 0 else 0.01)
+        return time.monotonic()
+
+    def took(part: int, ended: float) -> None:
+        if part:
+            late.append(time.monotonic() - ended)
+
+    share_out(range(12), do, took, 2)
+    assert max(late) < 1
+
+
+def test_a_part_that_is_lost_without_a_word_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "_taken", lambda *_: iter([0, 1]))
+    with pytest.raises(MachineError, match="without a word"):
+        share_out(range(8), lambda part: part, lambda *_: None, 2)
+
+
+def test_a_result_that_cannot_be_sent_is_an_error_of_its_part() -> None:
+    with pytest.raises(Exception, match="pickle"):
+        share_out(range(4), lambda _: lambda: 0, lambda *_: None, 2)
 
 
 def test_parts_are_computed_with_one_thread_and_the_number_is_restored() -> None:
@@ -101,21 +153,21 @@ class UnsendableError(Exception):
 def test_what_a_helper_raises_is_raised_here_and_no_helper_is_left(
     error: Exception, seen: type[Exception], said: str
 ) -> None:
-    here, helpers = os.getpid(), []
-
     def do(part: int) -> int:
-        if os.getpid() != here and part > 2:
-            raise error
         time.sleep(0.02)
-        return os.getpid()
+        if part > 2:
+            raise error
+        return part
 
-    with pytest.raises(seen, match=said):
-        share_out(range(1000), do, lambda _, who: helpers.append(who), 2)
-    assert_gone(set(helpers) - {here})
+    with pytest.raises(seen, match=said) as caught:
+        share_out(range(1000), do, lambda *_: None, 2)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "raise error" in caught.value.__notes__[0]
+    assert not multiprocessing.active_children()
 
 
 def test_what_is_raised_here_ends_the_helpers() -> None:
-    here, helpers = os.getpid(), set()
+    helpers: set[int] = set()
 
     def do(_: int) -> int:
         time.sleep(0.02)
@@ -128,16 +180,13 @@ def test_what_is_raised_here_ends_the_helpers() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         share_out(range(1000), do, took, 2)
-    assert_gone(helpers - {here})
+    assert_gone(helpers)
 
 
 def test_a_helper_that_the_system_ends_is_a_machine_error_with_a_way_out() -> None:
-    here = os.getpid()
-
-    def do(_: int) -> None:
-        if os.getpid() != here:
+    def do(part: int) -> None:
+        if part == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.05)
 
     with pytest.raises(MachineError, match="OMP_NUM_THREADS=1 to work without helpers"):
         share_out(range(20), do, lambda *_: None, 2)
@@ -159,10 +208,14 @@ def test_helpers_end_with_the_process_that_they_help() -> None:
     process = subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     workers = {int(process.stdout.readline()) for _ in range(2)}
-    assert process.pid in workers
+    assert process.pid not in workers
     process.kill()
     process.communicate(timeout=10)  # its output ends when nobody can write to it any more
-    assert_gone(workers - {process.pid})
+    assert_gone(workers)
+
+
+def children_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8")
 
 
 def assert_gone(processes: set[int]) -> None:
@@ -202,6 +255,7 @@ def test_answers_are_the_same_whoever_computes_them(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(crew, "_held", [0])
     monkeypatch.setattr("spillover.ask.CHOICES", 4)
     monkeypatch.setattr("spillover.ask.ANSWERS", 4)
     try:
@@ -212,7 +266,9 @@ def test_answers_are_the_same_whoever_computes_them(
         monkeypatch.delenv(VARIABLE)
         shutil.copytree(out, alone)
         small(small_experiment, out)
+        assert crew.most_held() > 0  # there were helpers
         monkeypatch.setattr(crew, "MOST", 1)
+        torch.set_num_threads(1)
         small(small_experiment, alone)
     finally:
         torch.set_num_threads(threads)
@@ -232,7 +288,7 @@ def test_a_run_with_a_helper_that_is_stopped_or_killed_goes_on_to_the_same_bytes
         return spillover(*given, OMP_NUM_THREADS="2", **environment)
 
     process = start(out)
-    wait_for(lambda: is_training(out))
+    wait_for(lambda: is_training(out) and bool(children_of(process.pid)))
     end(process, signal.SIGTERM, seconds=5)
     assert not list(out.rglob(f"*{PARTIAL}"))
     killed = start(out, **{VARIABLE: "chunk:2"})
@@ -246,3 +302,13 @@ def test_a_run_with_a_helper_that_is_stopped_or_killed_goes_on_to_the_same_bytes
     assert adapters_of(out) == trained
     summaries = [(folder / "summary.json").read_bytes() for folder in (out, unbroken)]
     assert summaries[0] == summaries[1]
+
+
+def test_groups_are_even_and_keep_their_order() -> None:
+    for sizes, enough in (([300] * 10, 512), ([16] * 31, 48), ([5, 90, 5, 1], 40), ([1] * 95, 48)):
+        groups = in_groups(range(len(sizes)), sizes, enough)
+        assert [part for group in groups for part in group] == list(range(len(sizes)))
+        assert all(groups)
+    assert [len(group) for group in in_groups(range(12), [100] * 12, 256)] == [3, 3, 3, 3]
+    assert [len(group) for group in in_groups(range(95), [1] * 95, 48)] == [95]
+    assert in_groups([], [], 4) == []

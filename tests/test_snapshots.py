@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from spillover import LoadedModel, RunFolderError, Training, finetune
+from spillover import LoadedModel, RunFolderError, Training, crew, finetune
 from spillover.errors import InputError
 from spillover.experiment import load_experiment
 from spillover.finetune import UNFINISHED, Finetune, plan, read_losses
@@ -44,6 +45,14 @@ def files(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """Without helpers, whose side effects stay with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crew, "MOST", 1)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ def ask(
 
     Args:
         engine: answers for `asked`, in the same order.
-        progress: called with (questions asked, questions to ask), those of each context for itself.
+        progress: called with (questions asked, questions in all), those of each context for itself.
 
     Returns:
         the keys of all answers of this plan, those recorded earlier included.
@@ -113,19 +113,22 @@ def ask(
     thinking = bool(engine.model.chat.reasons and engine.model.chat.templating.think)
     planned: list[str] = []
     parts: list[_Part] = []
-    for chunk in _plan(experiment, asked, thinking=thinking):
+    done, chunks = 0, _plan(experiment, asked, thinking=thinking)
+    total = sum(len(chunk.questions) for chunk in chunks)
+    for chunk in chunks:
         keys = _keys(chunk, asked, settings)
         listed = [key for case in keys for key in case]
         planned += listed
-        parts += _missing(chunk, keys, store.recorded(listed))
-    done, total = 0, sum(len(part.chunk.questions) for part in parts)
+        missing = _missing(chunk, keys, store.recorded(listed))
+        parts += missing
+        done += 0 if missing else len(chunk.questions)
 
     def took(number: int, answers: list[Answer]) -> None:
         nonlocal done
         store.add(answers)
         done += len(parts[number].chunk.questions)
         if progress:
-            progress(done, total)
+            progress(min(done, total), total)
         failpoint("chunk")
 
     if progress:
@@ -166,9 +169,10 @@ def _grouped(questions: Sequence[Question], kind: str, times: int) -> list[tuple
 
 
 def in_groups(parts: Sequence[T], sizes: Sequence[int], enough: int) -> list[tuple[T, ...]]:
-    """Parts in their order, in groups of about one size, no larger than needed to have `enough`.
+    """Parts in their order, in groups of about one size.
 
-    Where there are several groups their number is even: two processes have as much to do.
+    There is one group, or an even number of them, so that two processes have as much to do; each
+    has between one and two times `enough`, where parts are small.
     """
     count = max(1, sum(sizes) // enough)
     count += count % 2 if count > 1 else 0

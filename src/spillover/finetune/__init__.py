@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,7 @@ def finetune(
         folder: adapters are written to `folder/ARM/seed-K/step-N`, each whole or not at all, with
             a record of what went in and of every step's loss (`finetune.json`).
         progress: called with (adapter-steps done, adapter-steps in all).
-        memory: bytes that the process may take; None for a share of what the machine has.
+        memory: bytes that may be taken; None for a share of what the machine has.
 
     Returns:
         (arm, seed, step) → folder: PEFT's format for `lora`, a whole checkpoint for `full`.
@@ -212,7 +213,9 @@ class _Work:
         return groups
 
     def train_all(self, memory: int | None, progress: Callable[[int, int], None] | None) -> None:
-        """Train group by group what is not there yet; the progress is that of all groups."""
+        """Train what is not there yet, group by group or several at a time."""
+        from spillover.finetune.memory import room_for
+
         groups = self.groups(memory)
         total = sum(job.total for group in groups for job in group.jobs)
         done = counts_of(len(groups))
@@ -229,8 +232,11 @@ class _Work:
 
             self.train(groups[number], note)
 
-        here = os.getpid()
-        share_out(range(len(groups)), train, lambda *_: None, crew_of(self.model), report)
+        here, crew = os.getpid(), crew_of(self.model)
+        numbers, room = range(len(groups)), room_for(self.model, groups, memory)
+        share_out(numbers, train, lambda *_: None, crew, waiting=report, room=room)
+        with suppress(OSError):  # there is none, or another call's snapshots are in it
+            (self.folder / UNFINISHED).rmdir()
 
     def train(self, group: Group, progress: Callable[[int, int], None]) -> None:
         """Train a group from its snapshot, if there is one, and write what is not there yet."""

@@ -99,7 +99,7 @@ class Plan:
     """How finetunes are split into groups.
 
     Attributes:
-        limit: bytes that the process may take.
+        limit: bytes that may be taken, by all processes.
         base: bytes of the base's weights, which are there already.
     """
 
@@ -138,7 +138,7 @@ def plan_groups(
     """
     limit = limit or memory_limit(model.device)
     most = -(-len(jobs) // crew)
-    base = sum(p.numel() * p.element_size() for p in model.model.parameters())
+    base = _base_bytes(model)
     steps = {id(job): list(_shapes(job)) for job in jobs}
     wide = {key: max(shape.width for shape in shapes) for key, shapes in steps.items()}
     order = sorted(jobs, key=lambda job: (-job.total, -(wide[id(job)] // MOST_UNLIKE)))
@@ -155,6 +155,17 @@ def plan_groups(
         groups.append(group)
         waiting = waiting[len(group.jobs) :]
     return Plan(tuple(groups), limit, base)
+
+
+def room_for(model: LoadedModel, groups: Sequence[Group], limit: int | None = None) -> int:
+    """How many groups can be trained at a time; one, however large."""
+    largest = max((group.total_bytes for group in groups), default=0)
+    free = (limit or memory_limit(model.device)) - _base_bytes(model)
+    return max(1, free // max(1, largest))
+
+
+def _base_bytes(model: LoadedModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.model.parameters())
 
 
 def _fits(group: Group, room: int, wide: dict[int, int]) -> bool:

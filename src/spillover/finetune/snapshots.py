@@ -111,8 +111,6 @@ class Snapshots:
     def remove(self) -> None:
         """Forget it: the group is done, or starts again."""
         self.path.unlink(missing_ok=True)
-        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
-            self.path.parent.rmdir()
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, content: dict[str, str]) -> None:
