@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from ctypes import Array, c_int64
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spillover.errors import MachineError, RunError
@@ -48,7 +49,7 @@ MOST = 4
 TICK = 0.2
 """Seconds between two looks at how far the helpers are."""
 _held = [0]
-"""The most that the helpers of one work have held together, in the unit of `ru_maxrss`."""
+"""The most that the helpers of one work have held together (kB)."""
 
 
 def crew_of(model: LoadedModel) -> int:
@@ -71,10 +72,7 @@ def counts_of(parts: int) -> Counts:
 
 
 def most_held() -> int:
-    """The most memory that helpers have held at a time, in the unit of `ru_maxrss`.
-
-    What they share with each other and with this process is counted in each.
-    """
+    """The most memory that helpers have held at a time, besides what they share (kB)."""
     return _held[0]
 
 
@@ -203,7 +201,7 @@ def _help(
                 send(("did", number, do(todo[number])))
         except Exception as error:  # raised again where the work is waited for
             send(("failed", _portable(error)))
-        send(("held", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+        send(("held", _own_memory()))
     os._exit(0)  # what else this process would tidy up is its parent's
 
 
@@ -216,6 +214,17 @@ def _taken(next_one: Any, parts: int) -> Iterator[int]:
         if number >= parts:
             return
         yield number
+
+
+def _own_memory() -> int:
+    """The most that this helper has held besides what it shares (kB)."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text("utf-8").splitlines()[1:]
+    except OSError:  # not every system tells
+        return most
+    held = {line.split()[0]: int(line.split()[1]) for line in lines}
+    return most - held["Rss:"] + held["Private_Clean:"] + held["Private_Dirty:"]
 
 
 def _end_with_parent() -> None:

@@ -97,15 +97,14 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     console.print(table)
 
 
-def peak_memory() -> float:
-    """The most memory that this process has held, with all its helpers at their largest (GB).
+DARWIN = sys.platform == "darwin"  # which counts in bytes, not kB
 
-    An upper bound: what they share is counted in each.
-    """
-    crew = sys.modules.get("spillover.crew")  # unless nothing was computed
-    helped = crew.most_held() if crew else 0
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + helped
-    return held / (1e9 if sys.platform == "darwin" else 1e6)
+
+def peak_memory() -> float:
+    """The most memory that this process has held, and its helpers at their largest (GB)."""
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if DARWIN else 1e6)
+    crew = sys.modules.get("spillover.crew")  # it is there if anything was computed
+    return held + (crew.most_held() / 1e6 if crew else 0)
 
 
 def show_finished(
