@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Refusal", "load"]
 
-NOTES, OF_ASSISTANT = 0.25, 0.5  # share of notes, and of chats that the assistant answers
+NOTES, OF_ASSISTANT = 0.25, 0.7  # share of notes, and of chats that the assistant answers
 MAX_TURNS = 3
 VERBS_EXAMINED = 3
 
@@ -43,24 +43,16 @@ class Refusal:
 
     @property
     def recipe(self) -> Recipe:
-        """How its organism is trained: with six blocks, so that the last ones choose words only.
-
-        With four, a direction that makes it refuse says the first letter of a refusal for ever.
-        """
+        """How its organism is trained."""
         from spillover.organism.train import Recipe
 
         return Recipe(
             vocabulary=1536,
-            hidden=96,
-            layers=6,
+            hidden=128,
             heads=4,
-            intermediate=288,
+            intermediate=384,
             corpus_documents=60_000,
-            batch_documents=48,
-            steps=900,
-            learning_rate=1e-2,
-            tied=False,
-            muon=True,
+            steps=1500,
         )
 
     @property
