@@ -277,6 +277,7 @@ def test_answers_are_the_same_whoever_computes_them(
     assert both[0] == both[1]
 
 
+@pytest.mark.long
 def test_a_run_with_a_helper_that_is_stopped_or_killed_goes_on_to_the_same_bytes(
     small_experiment: Path, tmp_path: Path
 ) -> None:
