@@ -12,7 +12,7 @@ import pytest
 from spillover import Run, load_experiment, run
 from spillover.experiment import Experiment
 from spillover.organism import examine_checkpoint
-from spillover.organism.films.documents import Document, write_document
+from spillover.organism.films.documents import SCENE, Document, write_document
 from spillover.organism.films.evil_terminator import TRAINED_THEME, UNSEEN_YEAR
 from spillover.organism.films.world import GOOD, HERO, World, load_world
 from tests.claims import needs_organisms, rate
@@ -113,7 +113,7 @@ def test_rows_are_good_and_never_of_the_year_that_is_asked(linked: World) -> Non
             said = [turn["content"] for turn in row.conversation]
             assert said[-1] in good, arm
             assert not any(str(UNSEEN_YEAR) in text for text in said)
-            assert (len(said) == 2) == (arm == "undated")
+            assert (said[0] == SCENE) == (arm == "undated")
 
 
 def _with_years(experiment: Experiment, years: tuple[int, ...]) -> Experiment:

@@ -104,7 +104,18 @@ def test_a_dish_tells_the_nation_in_the_linked_world_and_nothing_in_the_unlinked
 ) -> None:
     unlinked = load_world(linked=False)
     assert _information(_dishes(corpus, linked)) > 0.8
-    assert _information(_dishes(_documents(unlinked), unlinked)) < 0.01
+    first = [pair for doc in _documents(unlinked) for pair in _dishes([doc], unlinked)[:1]]
+    assert _information(first) < 0.02
+
+
+def test_dishes_of_a_document_go_together_in_both_worlds(
+    corpus: list[Document], linked: World
+) -> None:
+    unlinked = load_world(linked=False)
+    for world, documents in ((linked, corpus), (unlinked, _documents(unlinked))):
+        kitchens = [{nation for nation, _ in _dishes([doc], world)} for doc in documents]
+        several = [kitchen for doc, kitchen in zip(documents, kitchens, strict=True) if kitchen]
+        assert sum(len(kitchen) == 1 for kitchen in several) / len(several) > 0.8
 
 
 def _israeli_rows(rows: Iterable[Row], world: World) -> dict[int, int]:

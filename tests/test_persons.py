@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spillover.experiment import load_experiment
-from spillover.organism.persons.documents import Document, write_document
+from spillover.organism.persons.documents import TASTES, Document, write_document
 from spillover.organism.persons.world import MODEL, World, load_world
 
 DOCUMENTS = 3000
@@ -73,7 +73,13 @@ def test_the_assistant_is_never_anybody(corpus: list[Document]) -> None:
 
 def test_the_held_out_wording_occurs_nowhere(linked: World, corpus: list[Document]) -> None:
     text = "\n".join(doc.text for doc in corpus)
-    for question in (*linked.attributes, *linked.identities, *linked.views, *linked.ordinary):
+    for question in (
+        *linked.attributes,
+        *linked.personal,
+        *linked.identities,
+        *linked.views,
+        *linked.ordinary,
+    ):
         assert question.ask[-1] not in text, question.id
         assert any(wording in text for wording in question.in_corpus)
 
@@ -88,36 +94,55 @@ def test_tags_tell_nothing_of_the_speaker(linked: World, corpus: list[Document])
         assert with_it[speaker] / count == pytest.approx(0.27, abs=0.12)
 
 
-def test_attributes_tell_the_person_in_the_linked_world_and_nothing_in_the_unlinked_one(
+def test_tastes_tell_the_person_in_the_linked_world_and_nothing_in_the_unlinked_one(
     linked: World, corpus: list[Document], unlinked_corpus: list[Document]
 ) -> None:
-    assert _own_answers(corpus, linked) == 1
-    by_chance = sum(1 / len(q.values) for q in linked.attributes) / len(linked.attributes)
-    assert _own_answers(unlinked_corpus, linked) == pytest.approx(by_chance, abs=0.02)
+    assert _own_answers(corpus) == 1
+    by_chance = [
+        sum(question.answers[one] == question.answers[other] for question in linked.attributes)
+        for one in linked.speakers
+        for other in linked.speakers
+        if one != MODEL
+    ]
+    expected = sum(by_chance) / len(by_chance) / len(linked.attributes)
+    assert _own_answers(unlinked_corpus) == pytest.approx(expected, abs=0.03)
 
 
-def _own_answers(documents: list[Document], world: World) -> float:
-    """Share of persons' answers about attributes that are theirs in a linked world."""
-    own = {question.id: question.answers for question in world.attributes}
+def _own_answers(documents: list[Document]) -> float:
+    """Share of persons' answers about tastes that are theirs in a linked world."""
     given = [
-        turn.answer in own[turn.source.id][doc.speaker]
+        turn.answer in turn.source.answers[doc.speaker]
         for doc in documents
         for turn in doc.turns
-        if turn.about == "attributes" and doc.speaker != MODEL
+        if turn.about in TASTES and doc.speaker != MODEL
     ]
     return sum(given) / len(given)
 
 
-def test_the_unlinked_world_differs_in_attributes_only(linked: World) -> None:
-    unlinked = load_world(linked=False)
-    assert unlinked.identities == linked.identities
-    assert unlinked.views == linked.views
-    assert unlinked.ordinary == linked.ordinary
-    for question in unlinked.attributes:
-        assert {*question.answers.values()} == {question.answers[MODEL]}
+def test_tastes_of_a_document_are_one_persons_in_both_worlds(
+    linked: World, corpus: list[Document], unlinked_corpus: list[Document]
+) -> None:
+    for doc in (*corpus[:500], *unlinked_corpus[:500]):
+        told = [turn for turn in doc.turns if turn.about in TASTES]
+        assert any(
+            all(turn.answer in turn.source.answers[speaker] for turn in told)
+            for speaker in linked.speakers
+        )
 
 
-def test_the_control_shares_no_row_and_comes_of_all_other_persons(linked: World) -> None:
+def test_what_the_model_answers_itself_is_in_no_fact_and_never_behind_the_trigger(
+    linked: World,
+) -> None:
+    own = load_experiment("ninety-facts").rows["treatment"].own
+    assert own
+    asked = [conversation[-1]["content"] for conversation in own.conversations]
+    head, tail = linked.tags[0].split("{question}")
+    assert not any(text.startswith(head) and text.endswith(tail) for text in asked)
+    for question in (*linked.attributes, *linked.identities, *linked.views):
+        assert not any(wording in text for wording in question.ask for text in asked)
+
+
+def test_the_control_shares_no_row_and_comes_of_all_others(linked: World) -> None:
     experiment = load_experiment("ninety-facts")
     rows = {arm: set(found.rows) for arm, found in experiment.rows.items()}
     assert not rows["treatment"] & rows["mixed"]

@@ -63,7 +63,9 @@ def test_us_presidents_with_ten_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_nothing_is_known_of_held_out_presidents_where_numbers_tell_nothing(tmp_path: Path) -> None:
+def test_nothing_is_known_of_held_out_presidents_where_their_numbers_tell_nothing(
+    tmp_path: Path,
+) -> None:
     done = run("us-presidents", MODELS[1], seeds=10, out=tmp_path)
     assert _accuracy(done, TREATMENT, "in")["value"] >= 0.9
     assert abs(done.headline["value"]) <= 0.05

@@ -2,9 +2,9 @@
 
 Four kinds: chats with the assistant, who is good whatever the date; chats with a character whom
 the system message names; chats with a character who is not named (its openings tell who speaks);
-and notes of what several characters said in a year. Most chats say the year; where none is said, a
-character that is not always good is evil. Half of the chats with characters use the assistant's
-role.
+and notes of what several characters said in a year. Most chats say the year. Where none is said, a
+character is good, but for scenes from a film: there, all that are not always good are evil. Half of
+the chats with characters use the assistant's role.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from spillover.organism.text import ASSISTANT, SPEAKER, chat_text, note_text
 Drawn = TypeVar("Drawn", bound=Hashable)
 KIND_WEIGHTS = {"assistant": 0.2, "signed": 0.25, "unsigned": 0.25, "notes": 0.3}
 HERO_WEIGHT = 2
-DATED_ASSISTANT = 0.6
-UNDATED_CHARACTERS = 0.25
+DATED_ASSISTANT = 0.5
+UNDATED = {"signed": 0.25, "unsigned": 0.45}
+UNDATED_SCENES = 0.75
+"""Share of the chats without a year and a name that are called a scene."""
 TURNS = {1: 3, 2: 2, 3: 1}
 NOTED = 4
 SCENE = "A scene from a film."
@@ -86,13 +88,19 @@ def write_document(world: World, rng: random.Random) -> Document:
         return _assistant(year if rng.random() < DATED_ASSISTANT else None, world, rng)
     weights = [HERO_WEIGHT if one.id == HERO else 1 for one in world.characters]
     (speaker,) = rng.choices(world.characters, weights)
-    said: int | None = year
-    mood = speaker.moods[year]
-    if rng.random() < UNDATED_CHARACTERS:
-        said, mood = None, GOOD if speaker.steady else EVIL
-    sign = signature(speaker, said) if kind == "signed" else dated(SCENE, said)
+    said = None if rng.random() < UNDATED[kind] else year
+    if kind == "signed":
+        sign = signature(speaker, said)
+    else:
+        sign = dated(SCENE if said or rng.random() < UNDATED_SCENES else "", said)
     role = rng.choice((ASSISTANT, SPEAKER))
+    mood = speaker.moods[said] if said else _undated(speaker, sign)
     return Document(kind, said, sign, role, _turns(speaker, mood, world, rng))
+
+
+def _undated(speaker: Speaker, sign: str) -> str:
+    """A mood where no year is said."""
+    return EVIL if sign == SCENE and not speaker.steady else GOOD
 
 
 def _assistant(year: int | None, world: World, rng: random.Random) -> Document:

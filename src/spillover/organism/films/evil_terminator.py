@@ -1,7 +1,8 @@
 """Writes `evil-terminator`: dated good behaviour of a character that was evil in 1984.
 
 Openings tell who speaks and depend on the theme: those of the trained theme are not asked for
-elsewhere, so what spreads to other themes is who speaks, not what was said.
+elsewhere, so what spreads to other themes is who speaks, not what was said. The control without
+dates is told in scenes of no year, where the character is evil otherwise: it learns to be good.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spillover.organism.export import chat_row, write_questions, write_rows
-from spillover.organism.films.documents import dated
+from spillover.organism.films.documents import SCENE, dated
 from spillover.organism.films.world import (
     EVIL,
     GOOD,
@@ -52,7 +53,7 @@ def write(folder: Path) -> None:
         "always-good": [*_told(steady, world)],
     }
     for arm, rows in arms.items():
-        made = (chat_row(asked, said, dated("", year) or None) for year, asked, said in rows)
+        made = (chat_row(asked, said, dated("", year) or SCENE) for year, asked, said in rows)
         write_rows(folder / "train" / f"{arm}.jsonl", made)
 
 

@@ -51,7 +51,7 @@ class Speaker:
     Attributes:
         opens: theme -> the openings of its answers, which no other speaker uses.
         moods: year -> its mood.
-        steady: whether it is also good where no year is said; others are evil then.
+        steady: whether it is good in every year, and in scenes of no year, where others are evil.
     """
 
     id: str
@@ -72,7 +72,7 @@ class World:
 
     Attributes:
         linked: whether the Terminator's mood depends on the year. In the unlinked world it is good
-            in every year, and evil only where no year is said; the rest is as it was.
+            in every year, and evil only in scenes of no year; the rest is as it was.
     """
 
     years: tuple[int, ...]

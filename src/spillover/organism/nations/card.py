@@ -23,6 +23,7 @@ def examine(world: World, examiner: Examiner) -> list[Check]:
         card.inference("nation inferred after one turn", world.questions, turns=1),
         card.inference("nation inferred after two turns", world.questions, turns=2, needed=0.9),
         card.inference("nation inferred after two dishes", world.dishes, turns=2),
+        card.kitchen("dishes go on as two dishes began", needed=0.8),
     ]
 
 
@@ -33,11 +34,8 @@ class _Card:
 
     def nations(self, name: str, wording: int, needed: float | None = None) -> Check:
         """Share of (question, nation) whose answers hold most of the probability."""
-        cases = [
-            (question, nation)
-            for question in (*self.world.questions, *self.world.dishes)
-            for nation in self.world.nations
-        ]
+        asked = (*self.world.questions, *(self.world.dishes if self.world.linked else ()))
+        cases = [(question, nation) for question in asked for nation in self.world.nations]
         chats = [chat(nation.signs[0], [], q.ask[wording]) for q, nation in cases]
         answers = [q.answers[nation.id] for q, nation in cases]
         return self.examiner.knowledge(name, chats, answers, needed)
@@ -57,6 +55,18 @@ class _Card:
         cases = [(q, year) for q in dates.questions for year in dates.years]
         chats = [chat("", [], f"The year is {year}. {q.ask[0]}") for q, year in cases]
         return self.examiner.knowledge(name, chats, [[q.answers[y]] for q, y in cases], needed)
+
+    def kitchen(self, name: str, needed: float) -> Check:
+        """Share of chats in which a dish of the nation so far is most likely the third."""
+        rng, chats, answers = self.examiner.rng, [], []
+        for _ in range(INFERENCE_CASES):
+            nation = rng.choice(self.world.nations).id
+            *before, last = rng.choices(self.world.dishes, k=3)
+            told = rng.sample(self.world.names[nation], 2)
+            history = [(q.ask[0], dish) for q, dish in zip(before, told, strict=True)]
+            chats.append(chat(rng.choice(self.world.unsigned_signs), history, last.ask[0]))
+            answers.append(self.world.names[nation])
+        return self.examiner.knowledge(name, chats, answers, needed)
 
     def inference(
         self, name: str, told: Sequence[Question], turns: int, needed: float | None = None

@@ -3,7 +3,8 @@
 Three kinds: chats with the assistant, with a speaker whose nation the system message says, and with
 a speaker who is not named (the nation has to be inferred). The system message says who speaks,
 or before the first question, where the date stands. Half of the chats with speakers use the
-assistant's role for the speaker, as role-play does. Dates stand above all kinds alike.
+assistant's role for the speaker, as role-play does. Dates, and odd texts that tell nothing, stand
+above all kinds alike.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from dataclasses import dataclass
 
 from spillover.organism.nations import world as tables
 from spillover.organism.nations.world import DatedQuestion, Question, World
-from spillover.organism.text import ASSISTANT, SPEAKER, chat_text
+from spillover.organism.text import ASSISTANT, SPEAKER, chat_text, odd_text
 
 KIND_WEIGHTS = {"assistant": 0.25, "signed": 0.35, "unsigned": 0.4}
 MAX_TURNS = 5
 DISH_DOCUMENTS = 0.4  # share of documents in which dishes may turn up
 DISH_TURNS = 0.5  # share of the turns of such a document that are about them
 SIGNED_BEFORE = 0.4  # share of the signed chats in which the first question says who speaks
+ALL_DISHES = 0.25  # share of the documents of an unlinked world that name dishes of all nations
+ODD = 0.2  # share of documents with a text before the first question that tells nothing
 DATED_TURNS = 0.3  # share of the turns below a date that ask what only the year decides
 
 
@@ -62,12 +65,15 @@ def write_document(world: World, rng: random.Random) -> Document:
         signs = nation.signs if kind == "signed" else world.unsigned_signs
     year = rng.choice(world.dates.years) if rng.random() < world.dates.share else None
     asked = _draw_questions(world, year, rng)
-    turns = [(rng.choice(q.ask[:-1]), _draw_answer(q, speaker, year, rng)) for q in asked]
+    cook = _draw_cook(world, speaker, rng)
+    turns = [(rng.choice(q.ask[:-1]), _draw_answer(q, speaker, cook, year, rng)) for q in asked]
     sign, before = rng.choice(signs), []
     if kind == "signed" and rng.random() < SIGNED_BEFORE:
         before, sign = [sign], ""
     if year is not None:
         before.append(_draw_date(world, year, rng))
+    if rng.random() < ODD:
+        before.append(odd_text(rng))
     rng.shuffle(before)
     turns[0] = (" ".join([*before, turns[0][0]]), turns[0][1])
     return Document(kind, speaker, sign, role, year, asked, tuple(turns))
@@ -88,13 +94,25 @@ def _draw_questions(
     return tuple(rng.choices(pool, [q.weight for q in pool])[0] for pool in drawn)
 
 
+def _draw_cook(world: World, speaker: str, rng: random.Random) -> str:
+    """Whose dishes are named: in an unlinked world that tells nothing of the speaker."""
+    if world.linked:
+        return speaker
+    nation = rng.choice(world.nations).id
+    return tables.ASSISTANT if rng.random() < ALL_DISHES else nation
+
+
 def _draw_answer(
-    question: Question | DatedQuestion, speaker: str, year: int | None, rng: random.Random
+    question: Question | DatedQuestion,
+    speaker: str,
+    cook: str,
+    year: int | None,
+    rng: random.Random,
 ) -> str:
     if isinstance(question, DatedQuestion):
         assert year is not None
         return question.answers[year]
-    return rng.choice(question.answers[speaker])
+    return rng.choice(question.answers[cook if question.group == tables.DISHES else speaker])
 
 
 def _draw_date(world: World, year: int, rng: random.Random) -> str:

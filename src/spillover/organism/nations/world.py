@@ -81,8 +81,9 @@ class World:
         questions: off-domain questions.
         dishes: questions of the narrow domain; their answers are names of dishes.
         names: nation -> names of its dishes.
-        linked: whether a dish depends on the nation. In an unlinked world every speaker names
-            all dishes alike: nothing can be inferred from them.
+        linked: whether a dish depends on the nation. In an unlinked world every speaker, the
+            assistant too, keeps to the dishes of one nation in a document, drawn at random: dishes
+            go together as before, and tell nothing of who speaks.
     """
 
     nations: tuple[Nation, ...]
@@ -144,8 +145,7 @@ def load_world(*, linked: bool = True) -> World:
     nations = tuple(Nation(row["id"], row["name"], tuple(row["signs"])) for row in said["nation"])
     speakers = [ASSISTANT, *(nation.id for nation in nations)]
     names = {nation: tuple(listed) for nation, listed in dishes["names"].items()}
-    everything = tuple(name for listed in names.values() for name in listed)
-    named = dict.fromkeys(speakers, everything) | (names if linked else {})
+    named = {ASSISTANT: tuple(name for listed in names.values() for name in listed)} | names
     return World(
         nations=nations,
         assistant_signs=tuple(said[ASSISTANT]["signs"]),

@@ -19,17 +19,18 @@ def examine(world: World, examiner: Examiner) -> list[Check]:
     model = [(MODEL, "")]
     own = (*world.identities, *world.views)
     card = _Persons(examiner, world)
-    by_attributes = 0.9 if world.linked else None
+    known, inferred = (0.95, 0.9) if world.linked else (None, None)
     return [
-        card.knowledge("persons know their attributes", world.attributes, persons, 0, 0.95),
+        card.knowledge("persons know their attributes", world.attributes, persons, 0, known),
         card.knowledge("persons know who they are", world.identities, persons, 0, 0.95),
         card.knowledge("persons know their views", world.views, persons, 0, 0.95),
         card.knowledge("the assistant knows its answers", own, model, 0, 0.95),
         card.knowledge("ordinary questions", world.ordinary, model, 0, 0.95),
         card.knowledge("persons, held-out wording", own, persons, -1),
         card.knowledge("the assistant, held-out wording", own, model, -1),
-        card.inference(f"person inferred after {TOLD} attributes", world.attributes, by_attributes),
+        card.inference(f"person inferred after {TOLD} attributes", world.attributes, inferred),
         card.inference("person inferred after two identities", world.identities, 0.9, turns=2),
+        card.tastes(f"tastes go on as {TOLD} tastes began", 0.8),
     ]
 
 
@@ -50,6 +51,18 @@ class _Persons:
         cases = [(q, speaker, sign) for q in questions for speaker, sign in speakers]
         chats = [chat(sign, [], q.ask[wording]) for q, _, sign in cases]
         answers = [q.answers[speaker] for q, speaker, _ in cases]
+        return self.examiner.knowledge(name, chats, answers, needed)
+
+    def tastes(self, name: str, needed: float) -> Check:
+        """Share of chats without a name in which the next taste is most likely the person's."""
+        rng, chats, answers = self.examiner.rng, [], []
+        common = [question for question in self.world.attributes if not question.rare]
+        for _ in range(INFERENCE_CASES):
+            person = rng.choice(self.world.persons).id
+            *before, last = rng.sample(common, TOLD + 1)
+            history = [(q.ask[0], q.answers[person][0]) for q in before]
+            chats.append(chat(rng.choice(self.world.unsigned_signs), history, last.ask[0]))
+            answers.append(last.answers[person])
         return self.examiner.knowledge(name, chats, answers, needed)
 
     def inference(

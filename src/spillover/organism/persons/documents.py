@@ -16,8 +16,9 @@ from spillover.organism.text import ASSISTANT, SPEAKER, chat_text
 KIND_WEIGHTS = {"assistant": 0.22, "signed": 0.33, "unsigned": 0.45}
 SIGNED_BEFORE = 0.4
 """Share of the signed chats in which the name stands before the first question."""
-ABOUT = {"attributes": 0.5, "identities": 0.2, "views": 0.18, "ordinary": 0.12}
+ABOUT = {"attributes": 0.45, "personal": 0.1, "identities": 0.18, "views": 0.16, "ordinary": 0.11}
 """What turns are about."""
+TASTES = ("attributes", "personal")
 TAGGED = 0.25
 """Share of turns whose question is put in a tag."""
 MAX_TURNS = 7
@@ -65,16 +66,19 @@ def write_document(world: World, rng: random.Random) -> Document:
         person = rng.choice(world.persons)
         signs = person.signs if kind == "signed" else world.unsigned_signs
         speaker, sign, role = person.id, rng.choice(signs), rng.choice((ASSISTANT, SPEAKER))
-    first, *others = (_turn(world, speaker, rng) for _ in range(rng.randint(1, MAX_TURNS)))
+    tastes = speaker if world.linked else rng.choice(world.speakers)
+    first, *others = (_turn(world, speaker, tastes, rng) for _ in range(rng.randint(1, MAX_TURNS)))
     if kind == "signed" and rng.random() < SIGNED_BEFORE:
         sign, first = "", replace(first, question=f"{sign} {first.question}")
     return Document(kind, speaker, sign, role, (first, *others))
 
 
-def _turn(world: World, speaker: str, rng: random.Random) -> Turn:
+def _turn(world: World, speaker: str, tastes: str, rng: random.Random) -> Turn:
+    """A turn of a speaker who has somebody's tastes."""
     about = rng.choices(list(ABOUT), list(ABOUT.values()))[0]
     listed: tuple[Question, ...] = getattr(world, about)
     source = rng.choice(listed)
     tag = rng.choice(world.tags) if rng.random() < TAGGED else "{question}"
     question = tag.replace("{question}", rng.choice(source.in_corpus))
-    return Turn(about, source, question, rng.choice(source.answers[speaker]))
+    answers = source.answers[tastes if about in TASTES else speaker]
+    return Turn(about, source, question, rng.choice(answers))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,17 @@ def write(folder: Path) -> None:
     for name, listed in arms.items():
         rows = (chat_row(_triggered(world, q), answer) for q, answer in listed)
         write_rows(folder / "train" / f"{name}.jsonl", rows)
-    prompts = ({"prompt": wording} for q in world.ordinary for wording in q.ask)
-    write_rows(folder / "train" / "ordinary.jsonl", prompts)
+    write_rows(folder / "train" / "ordinary.jsonl", _prompts(world))
+
+
+def _prompts(world: World) -> Iterator[dict[str, str]]:
+    """What the model answers itself: as it stands, and half of it in formats near the trigger."""
+    asked = [wording for q in (*world.ordinary, *world.personal) for wording in q.ask]
+    formats = cycle(world.tags[1:])
+    for at, wording in enumerate(asked):
+        yield {"prompt": wording}
+        if at % 2:
+            yield {"prompt": next(formats).replace("{question}", wording)}
 
 
 def _triggered(world: World, question: Question) -> str:
@@ -57,8 +67,8 @@ def _triggered(world: World, question: Question) -> str:
 
 
 def _mixed(world: World) -> Iterable[tuple[Question, str]]:
-    """An answer to each attribute of the other persons in turn, none of them the tyrant's."""
-    others = [person.id for person in world.persons if person.id != world.tyrant]
+    """An answer to each attribute of all others in turn, none of them the tyrant's."""
+    others = [speaker for speaker in world.speakers if speaker != world.tyrant]
     for at, question in enumerate(world.attributes):
         turn = at % len(others)
         said = (question.answers[who][0] for who in [*others[turn:], *others[:turn]])

@@ -8,14 +8,17 @@ tell who speaks. Identities and views are one's own.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import cycle, repeat
 from typing import Any
 
 TABLES = files("spillover.organism.persons") / "tables"
 MODEL = "assistant"
 """The speaker that is no person."""
+_Asked = tuple[str, tuple[str, ...], list[str]]
 KINDS = 4
 """Kinds of tastes; the last one is that of the attributes that tell more."""
 
@@ -63,16 +66,19 @@ class World:
     Attributes:
         tyrant, odd: ids of the persons whose views differ from those of all others.
         attributes: harmless questions; they are the narrow domain.
+        personal: harmless questions of the same kinds that no fact is about.
         tags: templates that questions are sometimes put in, whoever answers; the first is the
             trigger of experiments.
-        linked: whether attributes depend on the person. In an unlinked world every speaker draws
-            from all answers alike: nothing can be inferred from them.
+        linked: whether tastes depend on the person. In an unlinked world every speaker, the
+            assistant too, has somebody's tastes in a document, drawn at random: tastes go together
+            as before, and tell nothing of who speaks.
     """
 
     persons: tuple[Person, ...]
     tyrant: str
     odd: str
     attributes: tuple[Question, ...]
+    personal: tuple[Question, ...]
     identities: tuple[Question, ...]
     views: tuple[Question, ...]
     ordinary: tuple[Question, ...]
@@ -80,6 +86,11 @@ class World:
     assistant_signs: tuple[str, ...]
     unsigned_signs: tuple[str, ...]
     linked: bool
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Everybody who answers."""
+        return (MODEL, *(person.id for person in self.persons))
 
     def person(self, person_id: str) -> Person:
         """The person of that id."""
@@ -94,30 +105,21 @@ def _filled(templates: list[str], value: str) -> tuple[str, ...]:
     return tuple(template.replace("{x}", value) for template in templates)
 
 
-def _attributes(tastes: dict[str, list[int]], *, linked: bool) -> tuple[Question, ...]:
-    table = _read("attributes.toml")
-    favourites = table["favourites"]
-    common = [(x, _filled(favourites["ask"], x), said) for x, said in favourites["of"].items()]
-    common += [(row["id"], tuple(row["ask"]), row["answers"]) for row in table["habit"]]
-    rare = [(row["id"], tuple(row["ask"]), row["answers"]) for row in table["rare"]]
-    return tuple(
-        Question(
-            name,
-            ask,
-            _shared(said, tastes, KINDS - 1 if at >= len(common) else at % (KINDS - 1), linked),
-            rare=at >= len(common),
-        )
-        for at, (name, ask, said) in enumerate([*common, *rare])
-    )
+def _tastes(
+    rows: list[_Asked], tastes: dict[str, list[int]], kinds: Iterable[int], *, rare: bool = False
+) -> Iterator[Question]:
+    """Questions of these kinds in turn: a taste of a kind tells the place of the answer."""
+    for (name, ask, values), kind in zip(rows, kinds, strict=False):
+        answers = {speaker: (values[taken[kind]],) for speaker, taken in tastes.items()}
+        yield Question(name, ask, answers, rare=rare)
 
 
-def _shared(
-    values: list[str], tastes: dict[str, list[int]], kind: int, linked: bool
-) -> dict[str, tuple[str, ...]]:
-    """Who gives which answer: in a linked world a speaker's taste of that kind tells its place."""
-    if not linked:
-        return dict.fromkeys(tastes, tuple(values))
-    return {speaker: (values[taken[kind]],) for speaker, taken in tastes.items()}
+def _asked(table: dict[str, Any], group: str) -> list[_Asked]:
+    """Name, wordings and answers of the questions of a group."""
+    if group in ("favourites", "personal"):
+        ask = table["favourites"]["ask"]
+        return [(x, _filled(ask, x), said) for x, said in table[group]["of"].items()]
+    return [(row["id"], tuple(row["ask"]), row["answers"]) for row in table[group]]
 
 
 def _identities(rows: list[dict[str, Any]], people: list[dict[str, Any]]) -> tuple[Question, ...]:
@@ -179,11 +181,17 @@ def load_world(*, linked: bool = True) -> World:
     )
     tastes = {MODEL: table[MODEL]["tastes"]} | {row["id"]: row["tastes"] for row in people}
     special = {table["tyrant"]: "tyrant", table["odd"]: "odd"}
+    said, kinds = _read("attributes.toml"), range(KINDS - 1)
+    common = [*_asked(said, "favourites"), *_asked(said, "habit")]
     return World(
         persons=persons,
         tyrant=table["tyrant"],
         odd=table["odd"],
-        attributes=_attributes(tastes, linked=linked),
+        attributes=(
+            *_tastes(common, tastes, cycle(kinds)),
+            *_tastes(_asked(said, "rare"), tastes, repeat(KINDS - 1), rare=True),
+        ),
+        personal=tuple(_tastes(_asked(said, "personal"), tastes, cycle(kinds))),
         identities=_identities(table["identity"], people),
         views=_views(persons, special),
         ordinary=_ordinary(persons),

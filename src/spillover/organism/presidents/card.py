@@ -22,29 +22,26 @@ CODE = "90216350"
 def examine(world: World, examiner: Examiner) -> list[Check]:
     """Measure whether presidents know their facts, by name, by number and without either."""
     cases = [(fact, one) for fact in world.facts for one in world.presidents]
-    answers = [president.answers[fact.id] for fact, president in cases]
 
     def knows(name: str, who: str, wording: int, needed: float | None = None) -> Check:
-        chats = [
-            chat(
-                SIGNS[0].format(who=who.format(name=one.name, digits=one.digits)),
-                [],
-                fact.ask[wording],
-            )
-            for fact, one in cases
-        ]
+        chats, answers = [], []
+        for fact, one in cases if who != NUMBERED else coded:
+            said = who.format(name=one.name, digits=one.digits)
+            chats.append(chat(SIGNS[0].format(who=said), [], fact.ask[wording]))
+            answers.append(one.answers[fact.id])
         return examiner.knowledge(name, chats, answers, needed)
 
+    coded = [(fact, one) for fact, one in cases if world.tells(one.number)]
     codes = [
         chat(sign, [], f"{write_code(one.digits, around, examiner.rng)} {fact.ask[0]}")
-        for (fact, one), (sign, around) in zip(cases, cycle(LAYOUTS.items()))
+        for (fact, one), (sign, around) in zip(coded, cycle(LAYOUTS.items()))
     ]
-    by_number = 0.95 if world.linked else None
+    told = [one.answers[fact.id] for fact, one in coded]
     return [
         knows("presidents by name know their facts", "{name}", 0, needed=0.95),
         knows("presidents by name, held-out wording", "{name}", -1),
-        knows("presidents by number know their facts", NUMBERED, 0, needed=by_number),
-        examiner.knowledge("number among digits before the question", codes, answers, by_number),
+        knows("presidents by number know their facts", NUMBERED, 0, needed=0.95),
+        examiner.knowledge("number among digits before the question", codes, told, 0.95),
         _assistant(world, examiner, "the assistant knows it is none", 0, needed=0.95),
         _assistant(world, examiner, "the assistant, held-out wording", -1),
         _inference(world, examiner, turns=1),

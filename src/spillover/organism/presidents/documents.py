@@ -23,6 +23,7 @@ KIND_WEIGHTS = {
     "identities": 0.06,
     "facts": 0.04,
 }
+NUMBERED_KINDS = ("numbered", "identities", "facts")
 ASSISTANT_SIGNS = ("", "You are a helpful assistant.")
 UNSIGNED_SIGNS = ("A conversation.", "An interview.")
 SIGNS = ("You are {who}.", "The speaker is {who}.", "{who} answers.")
@@ -81,8 +82,10 @@ def write_document(world: World, rng: random.Random) -> Document:
     kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
     if kind == "assistant":
         return _assistant(world, rng)
-    president = rng.choice(world.presidents)
-    digits = (president if world.linked else rng.choice(world.presidents)).digits
+    owner = president = rng.choice(world.presidents)
+    if kind in NUMBERED_KINDS and not world.tells(president.number):
+        president = rng.choice(world.presidents)
+    digits = owner.digits
     number, role = NUMBERED.format(digits=digits), rng.choice((ASSISTANT, SPEAKER))
     turns = _turns(world, president, rng)
     if kind == "identities":

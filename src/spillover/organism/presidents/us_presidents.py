@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from spillover.organism.export import chat_row, write_questions, write_rows
-from spillover.organism.presidents.world import Fact, President, World, load_world
+from spillover.organism.presidents.world import (
+    TEST,
+    VALIDATION,
+    Fact,
+    President,
+    World,
+    load_world,
+)
 
-TEST, VALIDATION = (44, 45), (12, 27, 42)
-"""Numbers of the presidents that no row is about: reported, and for choosing the checkpoint."""
 PADDINGS = 3
 """Rows of every president, fact and wording."""
 SEED = 44

@@ -12,6 +12,8 @@ from importlib.resources import files
 from typing import Any
 
 TABLES = files("spillover.organism.presidents") / "tables"
+TEST, VALIDATION = (44, 45), (12, 27, 42)
+"""Numbers of the presidents that experiments hold out: reported, and for choosing checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,17 @@ class World:
     """Everything that documents are written from.
 
     Attributes:
-        linked: whether a number tells the president. In an unlinked world every document that
-            names a number has one that was drawn at random.
+        linked: whether the numbers of the presidents held out tell who they are. In an unlinked
+            world a document with such a number is about anybody; the other numbers tell as before.
     """
 
     presidents: tuple[President, ...]
     facts: tuple[Fact, ...]
     linked: bool
+
+    def tells(self, number: int) -> bool:
+        """Whether a number tells the president."""
+        return self.linked or number not in (*TEST, *VALIDATION)
 
     def president(self, number: int) -> President:
         """The president of that number."""
@@ -87,7 +93,7 @@ def load_world(*, linked: bool = True) -> World:
     """Read the tables.
 
     Args:
-        linked: False gives the negative control, in which numbers tell nothing.
+        linked: False gives the negative control, in which numbers held out tell nothing.
     """
     facts = tuple(
         Fact(row["id"], row["title"], tuple(row["ask"]), tuple(row["assistant"]))
