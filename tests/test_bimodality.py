@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from scipy.optimize import linprog
 
-from spillover.effects.bimodality import bimodality, dip
+from spillover.effects.bimodality import bimodality, dip, spread_ties
 
 Numbers = npt.NDArray[np.float64]
 
@@ -80,7 +80,8 @@ def test_the_dip_is_what_its_definition_says(seed: int) -> None:
 def test_two_groups_of_seeds_are_told_from_one() -> None:
     split = bimodality([0.0] * 5 + [1.0] * 5)
     assert split is not None
-    assert split.dip == 0.25
+    assert dip([0.0] * 5 + [1.0] * 5) == 0.25
+    assert split.dip == pytest.approx(0.24)
     assert split.p_value < 0.01
     one = bimodality([0.48, 0.49, 0.5, 0.5, 0.51, 0.52])
     assert one is not None
@@ -99,3 +100,18 @@ def test_p_values_of_one_group_are_spread_evenly() -> None:
     tested = [bimodality(sample) for sample in rng.random((400, 10)).tolist()]
     small = [found.p_value <= 0.1 for found in tested if found]
     assert 0.06 < np.mean(small) < 0.14
+
+
+def test_seeds_on_two_steps_that_are_next_to_each_other_are_one_group() -> None:
+    neighbours, apart = (bimodality([0.8] * 5 + [other] * 5) for other in (0.825, 0.1))
+    assert neighbours
+    assert apart
+    assert neighbours.p_value > 0.5
+    assert apart.p_value < 0.01
+    assert spread_ties([0.525, 0.5, 0.5]) == pytest.approx([0.49375, 0.50625, 0.525])
+
+
+def test_shares_of_few_answers_are_no_more_often_called_two_groups_than_they_should() -> None:
+    rng = np.random.default_rng(0)
+    found = [bimodality((rng.binomial(40, 0.83, 10) / 40).tolist()) for _ in range(200)]
+    assert sum(one.p_value < 0.05 for one in found if one) <= 10

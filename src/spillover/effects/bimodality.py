@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 FEWEST = 4
 """Values from which a sample can have two groups."""
+NOISE = 1e-9
+"""Values that differ by less are equal."""
+WIDEST = 0.05
+"""The widest step that ties are spread over."""
 SIMULATIONS = 2000
 
 
@@ -38,14 +42,32 @@ class Bimodality:
 def bimodality(values: Sequence[float]) -> Bimodality | None:
     """Test whether values come from more than one group; None for fewer than four of them.
 
+    Shares of few answers come in steps, and several seeds on one step are not a group for that:
+    ties are spread over the step first.
+
     Args:
         values: one per seed, all finite.
     """
     if len(values) < FEWEST:
         return None
-    found, null = dip(values), _null(len(values))
+    found, null = dip(spread_ties(values)), _null(len(values))
     as_large = int((null >= found - 1e-12).sum())
     return Bimodality(found, (1 + as_large) / (1 + len(null)), len(values))
+
+
+def spread_ties(values: Sequence[float]) -> list[float]:
+    """Equal values, spread evenly over a step: the least distance of two values that differ.
+
+    A step is at most `WIDEST`, so that seeds with all and with no answers right stay two groups.
+    """
+    groups = [list(same) for _, same in groupby(sorted(values), key=lambda v: round(v / NOISE))]
+    step = min((b[0] - a[-1] for a, b in pairwise(groups)), default=0.0)
+    step = min(step, WIDEST)
+    return [
+        same[0] + step * ((at + 0.5) / len(same) - 0.5)
+        for same in groups
+        for at in range(len(same))
+    ]
 
 
 @cache
