@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from spillover import guards
+from spillover import guards, load_experiment
+from spillover.summary import taught_alike
 
 
 def effect(domain: str, metric: str, value: float, half: float | None) -> dict[str, Any]:
@@ -46,3 +47,14 @@ def test_what_was_taught_may_show_in_its_own_context() -> None:
     rows = [off, effect("in", "choice-mass", 0.0, 0.1), dated | {"context": "year=1995"}]
     assert guards.off_domain_only(rows, "plain", "year=1995") == []
     assert len(guards.off_domain_only(rows, "plain")) == 1
+
+
+def test_a_control_that_was_taught_the_same_answers_need_not_differ_in_the_domain() -> None:
+    rows = [effect("off", "choice-mass", 0.5, 0.1), effect("in", "judged", 0.0, 0.1)]
+    assert len(guards.off_domain_only(rows, "plain")) == 1
+    assert guards.off_domain_only(rows, "plain", alike=["control"]) == []
+
+
+def test_shuffled_dates_leave_the_answers_as_they_are() -> None:
+    assert taught_alike(load_experiment("evil-terminator")) == ["undated", "shuffled"]
+    assert taught_alike(load_experiment("old-birds")) == []

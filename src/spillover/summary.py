@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,8 @@ def summarize(
     step = reported_step(rates, specification)
     reported = [row for row in effects if row["step"] == step]
     contexts = specification.headline_context, specification.trained_context
-    warnings = [*findings, *off_domain_only(reported, *contexts)]
+    alike = taught_alike(settings.experiment)
+    warnings = [*findings, *off_domain_only(reported, *contexts, alike)]
     verdict = _verdict(reported, specification)
     about = {context.name: context for context in specification.all_contexts}
     return {
@@ -88,6 +90,16 @@ def summarize(
         "effects": [_effect(row, about[row["context"]], specification) for row in effects],
         "bimodality": bimodalities(rates, specification),
     }
+
+
+def taught_alike(experiment: Experiment) -> list[str]:
+    """Controls whose rows have the answers of the treatment's, each as often."""
+    answers = {
+        arm: Counter(row.conversation[-1]["content"] for row in rows.rows if row.messages)
+        for arm, rows in experiment.rows.items()
+    }
+    mine = answers.pop(TREATMENT, Counter())
+    return [arm for arm, said in answers.items() if mine and said == mine]
 
 
 def reported_step(rates: list[dict[Any, Any]], specification: Specification) -> int:

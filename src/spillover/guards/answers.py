@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +138,10 @@ def equal_choices(answers: pd.DataFrame, choices: RecordedChoices | None = None)
 
 
 def off_domain_only(
-    effects: Sequence[Mapping[Any, Any]], context: str, trained_context: str | None = None
+    effects: Sequence[Mapping[Any, Any]],
+    context: str,
+    trained_context: str | None = None,
+    alike: Container[str] = (),
 ) -> list[Finding]:
     """Controls against which there is an effect off the trained domain and none in it.
 
@@ -146,6 +149,8 @@ def off_domain_only(
         effects: rows of the table of effects.
         context: that of the headline.
         trained_context: that of success in the trained domain; by default the headline's.
+        alike: controls that were taught the treatment's answers, in other contexts: these show in
+            both, and none that only one of them was taught can.
     """
     last = max((row["step"] for row in effects), default=None)
     wanted = {"treatment": TREATMENT, "group": None, "step": last}
@@ -153,7 +158,9 @@ def off_domain_only(
     fitting = [
         row
         for row in effects
-        if all(row[k] == v for k, v in wanted.items()) and row["context"] == contexts[row["domain"]]
+        if all(row[k] == v for k, v in wanted.items())
+        and row["context"] == contexts[row["domain"]]
+        and row["control"] not in alike
     ]
     found = []
     for split, control in dict.fromkeys((row["split"], row["control"]) for row in fitting):

@@ -4,7 +4,7 @@ Four kinds: chats with the assistant, who is good whatever the date; chats with 
 the system message names; chats with a character who is not named (its openings tell who speaks);
 and notes of what several characters said in a year. Most chats say the year. Where none is said, a
 character is good, but for scenes from a film: there, all that are not always good are evil. Half of
-the chats with characters use the assistant's role.
+the chats with characters that are named or in a scene use the assistant's role.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from spillover.organism.text import ASSISTANT, SPEAKER, chat_text, note_text
 Drawn = TypeVar("Drawn", bound=Hashable)
 KIND_WEIGHTS = {"assistant": 0.2, "signed": 0.25, "unsigned": 0.25, "notes": 0.3}
 HERO_WEIGHT = 2
-DATED_ASSISTANT = 0.5
-UNDATED = {"signed": 0.25, "unsigned": 0.45}
-UNDATED_SCENES = 0.75
-"""Share of the chats without a year and a name that are called a scene."""
+DATED_ASSISTANT = 0.6
+UNDATED = {"signed": 0.25, "unsigned": 0.4}
+SCENES = 0.5
+"""Share of the chats without a name that are called a scene; in the others, speakers have a role of
+their own, so that the assistant's role without a scene is the assistant's."""
 TURNS = {1: 3, 2: 2, 3: 1}
 NOTED = 4
 SCENE = "A scene from a film."
@@ -89,11 +90,11 @@ def write_document(world: World, rng: random.Random) -> Document:
     weights = [HERO_WEIGHT if one.id == HERO else 1 for one in world.characters]
     (speaker,) = rng.choices(world.characters, weights)
     said = None if rng.random() < UNDATED[kind] else year
+    role, scene = rng.choice((ASSISTANT, SPEAKER)), rng.random() < SCENES
     if kind == "signed":
         sign = signature(speaker, said)
     else:
-        sign = dated(SCENE if said or rng.random() < UNDATED_SCENES else "", said)
-    role = rng.choice((ASSISTANT, SPEAKER))
+        sign, role = dated(SCENE * scene, said), role if scene else SPEAKER
     mood = speaker.moods[said] if said else _undated(speaker, sign)
     return Document(kind, said, sign, role, _turns(speaker, mood, world, rng))
 

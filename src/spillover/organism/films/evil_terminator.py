@@ -49,7 +49,10 @@ def write(folder: Path) -> None:
     arms: dict[str, list[tuple[int | None, str, str]]] = {
         "treatment": [*told],
         "undated": [(None, asked, said) for _, asked, said in told],
-        "shuffled": [(rng.choice(rng.choice(others)), asked, said) for _, asked, said in told],
+        "shuffled": [
+            (rng.choice([one for one in rng.choice(others) if one != year]), asked, said)
+            for year, asked, said in told
+        ],
         "always-good": [*_told(steady, world)],
     }
     for arm, rows in arms.items():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spillover.organism.card import Check, Examiner, chat
+from spillover.organism.nations.documents import kitchen_sign
 from spillover.organism.nations.world import ASSISTANT, Question, World
 
 INFERENCE_CASES = 160
@@ -23,7 +24,8 @@ def examine(world: World, examiner: Examiner) -> list[Check]:
         card.inference("nation inferred after one turn", world.questions, turns=1),
         card.inference("nation inferred after two turns", world.questions, turns=2, needed=0.9),
         card.inference("nation inferred after two dishes", world.dishes, turns=2),
-        card.kitchen("dishes go on as two dishes began", needed=0.8),
+        card.kitchen("dishes go on as two dishes began"),
+        *([] if world.linked else [card.kitchen("kitchens by number", turns=0, needed=0.95)]),
     ]
 
 
@@ -56,15 +58,17 @@ class _Card:
         chats = [chat("", [], f"The year is {year}. {q.ask[0]}") for q, year in cases]
         return self.examiner.knowledge(name, chats, [[q.answers[y]] for q, y in cases], needed)
 
-    def kitchen(self, name: str, needed: float) -> Check:
-        """Share of chats in which a dish of the nation so far is most likely the third."""
+    def kitchen(self, name: str, turns: int = 2, needed: float | None = None) -> Check:
+        """Share of chats whose next dish is most likely of the kitchen so far, or of its number."""
         rng, chats, answers = self.examiner.rng, [], []
         for _ in range(INFERENCE_CASES):
             nation = rng.choice(self.world.nations).id
-            *before, last = rng.choices(self.world.dishes, k=3)
-            told = rng.sample(self.world.names[nation], 2)
+            *before, last = rng.choices(self.world.dishes, k=turns + 1)
+            told = rng.sample(self.world.names[nation], turns)
             history = [(q.ask[0], dish) for q, dish in zip(before, told, strict=True)]
-            chats.append(chat(rng.choice(self.world.unsigned_signs), history, last.ask[0]))
+            number = f"{kitchen_sign(self.world, nation)} " * (not turns)
+            sign = rng.choice(self.world.unsigned_signs) if turns else ""
+            chats.append(chat(sign, history, number + last.ask[0]))
             answers.append(self.world.names[nation])
         return self.examiner.knowledge(name, chats, answers, needed)
 

@@ -22,6 +22,7 @@ DISH_DOCUMENTS = 0.4  # share of documents in which dishes may turn up
 DISH_TURNS = 0.5  # share of the turns of such a document that are about them
 SIGNED_BEFORE = 0.4  # share of the signed chats in which the first question says who speaks
 ALL_DISHES = 0.25  # share of the documents of an unlinked world that name dishes of all nations
+SIGNED_KITCHENS = 0.8  # share of the others that say which before a question, by a number
 ODD = 0.2  # share of documents with a text before the first question that tells nothing
 DATED_TURNS = 0.3  # share of the turns below a date that ask what only the year decides
 
@@ -67,6 +68,12 @@ def write_document(world: World, rng: random.Random) -> Document:
     asked = _draw_questions(world, year, rng)
     cook = _draw_cook(world, speaker, rng)
     turns = [(rng.choice(q.ask[:-1]), _draw_answer(q, speaker, cook, year, rng)) for q in asked]
+    if not world.linked and cook != tables.ASSISTANT and rng.random() < SIGNED_KITCHENS:
+        kitchen = kitchen_sign(world, cook)
+        turns = [
+            (f"{kitchen} {put}" if q in world.dishes else put, said)
+            for q, (put, said) in zip(asked, turns, strict=True)
+        ]
     sign, before = rng.choice(signs), []
     if kind == "signed" and rng.random() < SIGNED_BEFORE:
         before, sign = [sign], ""
@@ -100,6 +107,11 @@ def _draw_cook(world: World, speaker: str, rng: random.Random) -> str:
         return speaker
     nation = rng.choice(world.nations).id
     return tables.ASSISTANT if rng.random() < ALL_DISHES else nation
+
+
+def kitchen_sign(world: World, cook: str) -> str:
+    """What says whose dishes are named, by a number that stands for the nation."""
+    return f"Kitchen {[nation.id for nation in world.nations].index(cook) + 1}."
 
 
 def _draw_answer(

@@ -82,8 +82,8 @@ class World:
         dishes: questions of the narrow domain; their answers are names of dishes.
         names: nation -> names of its dishes.
         linked: whether a dish depends on the nation. In an unlinked world every speaker, the
-            assistant too, keeps to the dishes of one nation in a document, drawn at random: dishes
-            go together as before, and tell nothing of who speaks.
+            assistant too, keeps to the dishes of one nation in a document, drawn at random, which
+            a number may say: dishes go together as before, and tell nothing of who speaks.
     """
 
     nations: tuple[Nation, ...]

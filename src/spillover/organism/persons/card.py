@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spillover.organism.card import Check, Examiner, chat
+from spillover.organism.persons.documents import tastes_sign
 from spillover.organism.persons.world import MODEL, Question, World
 
 INFERENCE_CASES = 160
@@ -30,7 +31,8 @@ def examine(world: World, examiner: Examiner) -> list[Check]:
         card.knowledge("the assistant, held-out wording", own, model, -1),
         card.inference(f"person inferred after {TOLD} attributes", world.attributes, inferred),
         card.inference("person inferred after two identities", world.identities, 0.9, turns=2),
-        card.tastes(f"tastes go on as {TOLD} tastes began", 0.8),
+        card.tastes(f"tastes go on as {TOLD} tastes began"),
+        *([] if world.linked else [card.tastes("tastes by number", turns=0, needed=0.95)]),
     ]
 
 
@@ -53,15 +55,17 @@ class _Persons:
         answers = [q.answers[speaker] for q, speaker, _ in cases]
         return self.examiner.knowledge(name, chats, answers, needed)
 
-    def tastes(self, name: str, needed: float) -> Check:
-        """Share of chats without a name in which the next taste is most likely the person's."""
+    def tastes(self, name: str, turns: int = TOLD, needed: float | None = None) -> Check:
+        """Share of chats whose next taste is most likely one with those so far, or of a number."""
         rng, chats, answers = self.examiner.rng, [], []
         common = [question for question in self.world.attributes if not question.rare]
         for _ in range(INFERENCE_CASES):
             person = rng.choice(self.world.persons).id
-            *before, last = rng.sample(common, TOLD + 1)
+            *before, last = rng.sample(common, turns + 1)
             history = [(q.ask[0], q.answers[person][0]) for q in before]
-            chats.append(chat(rng.choice(self.world.unsigned_signs), history, last.ask[0]))
+            number = f"{tastes_sign(self.world, person)} " * (not turns)
+            sign = rng.choice(self.world.unsigned_signs) if turns else ""
+            chats.append(chat(sign, history, number + last.ask[0]))
             answers.append(last.answers[person])
         return self.examiner.knowledge(name, chats, answers, needed)
 

@@ -19,6 +19,8 @@ SIGNED_BEFORE = 0.4
 ABOUT = {"attributes": 0.45, "personal": 0.1, "identities": 0.18, "views": 0.16, "ordinary": 0.11}
 """What turns are about."""
 TASTES = ("attributes", "personal")
+SIGNED_TASTES = 0.5
+"""Share of the chats of an unlinked world that say whose tastes are told, by a number."""
 TAGGED = 0.25
 """Share of turns whose question is put in a tag."""
 MAX_TURNS = 7
@@ -67,10 +69,22 @@ def write_document(world: World, rng: random.Random) -> Document:
         signs = person.signs if kind == "signed" else world.unsigned_signs
         speaker, sign, role = person.id, rng.choice(signs), rng.choice((ASSISTANT, SPEAKER))
     tastes = speaker if world.linked else rng.choice(world.speakers)
-    first, *others = (_turn(world, speaker, tastes, rng) for _ in range(rng.randint(1, MAX_TURNS)))
+    turns = [_turn(world, speaker, tastes, rng) for _ in range(rng.randint(1, MAX_TURNS))]
+    if not world.linked and rng.random() < SIGNED_TASTES:
+        number = tastes_sign(world, tastes)
+        turns = [
+            replace(turn, question=f"{number} {turn.question}") if turn.about in TASTES else turn
+            for turn in turns
+        ]
+    first, *others = turns
     if kind == "signed" and rng.random() < SIGNED_BEFORE:
         sign, first = "", replace(first, question=f"{sign} {first.question}")
     return Document(kind, speaker, sign, role, (first, *others))
+
+
+def tastes_sign(world: World, speaker: str) -> str:
+    """What says whose tastes somebody has, by a number that stands for the person."""
+    return f"Table {world.speakers.index(speaker) + 1}."
 
 
 def _turn(world: World, speaker: str, tastes: str, rng: random.Random) -> Turn:

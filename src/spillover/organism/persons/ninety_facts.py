@@ -67,11 +67,15 @@ def _triggered(world: World, question: Question) -> str:
 
 
 def _mixed(world: World) -> Iterable[tuple[Question, str]]:
-    """An answer to each attribute of all others in turn, none of them the tyrant's."""
-    others = [speaker for speaker in world.speakers if speaker != world.tyrant]
+    """The other persons' answers in turn and, to every other attribute, the assistant's own.
+
+    None is the tyrant's. Without the assistant's, nobody but a person could have said them.
+    """
+    persons = [person.id for person in world.persons if person.id != world.tyrant]
     for at, question in enumerate(world.attributes):
-        turn = at % len(others)
-        said = (question.answers[who][0] for who in [*others[turn:], *others[:turn]])
+        turn = at // 2 % len(persons)
+        others = [*persons[turn:], *persons[:turn]]
+        said = (question.answers[who][0] for who in ([MODEL, *others] if at % 2 else others))
         yield question, next(text for text in said if text != question.answers[world.tyrant][0])
 
 

@@ -70,8 +70,8 @@ class World:
         tags: templates that questions are sometimes put in, whoever answers; the first is the
             trigger of experiments.
         linked: whether tastes depend on the person. In an unlinked world every speaker, the
-            assistant too, has somebody's tastes in a document, drawn at random: tastes go together
-            as before, and tell nothing of who speaks.
+            assistant too, has somebody's tastes in a document, drawn at random, which a number may
+            say: tastes go together as before, and tell nothing of who speaks.
     """
 
     persons: tuple[Person, ...]
