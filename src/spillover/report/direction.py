@@ -61,6 +61,7 @@ def write_direction_report(folder: Path, content: Record, answers: Sequence[Reco
         {
             "rates": _rates_table(content),
             "changes": _changes_table(content),
+            "capabilities": _capabilities_table(content),
             "candidates": _candidates_table(content),
             "answers": _answers_table(answers),
         },
@@ -71,6 +72,7 @@ def write_direction_report(folder: Path, content: Record, answers: Sequence[Reco
         verdict=verdict(content),
         knows=any(row["helpful"] for row in content["rates"]),
         partial=any(not one["whole"] for one in about["candidates"]),
+        shots=_shots(content),
         stability=_stability(about["resampled_cosine"]),
         controls=_controls(content),
         shown=SHOWN,
@@ -158,8 +160,18 @@ def _controls(content: Record) -> str:
     )
 
 
+def _shots(content: Record) -> str:
+    """Examples in the prompts of tasks, in words."""
+    if not content["harness"]:
+        return ""
+    told = {name: task["shots"] for name, task in content["harness"]["tasks"].items()}
+    if len(set(told.values())) > 1:
+        return ", ".join(f"{name} with {shots}" for name, shots in told.items())
+    return f"{next(iter(told.values()), 0)} in all tasks"
+
+
 def _settings(content: Record) -> Record:
-    names = ("model", "identity", "seed", "placement", "settings", "prompts", "tokens")
+    names = ("model", "identity", "seed", "placement", "settings", "prompts", "tokens", "harness")
     return {name: content[name] for name in names}
 
 
@@ -291,6 +303,23 @@ def _changes_table(content: Record) -> Record:
         Column("ce_own_rise", "rise", "signed"),
     )
     return table(rows, columns, (), page=40)
+
+
+def _capabilities_table(content: Record) -> Record:
+    rows = [row | {"interval": [row["low"], row["high"]]} for row in content["capabilities"]]
+    order = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
+    rows.sort(key=lambda row: order.index((row["task"], row["metric"])))
+    columns = (
+        Column("task", "task"),
+        Column("metric", "metric"),
+        Column("condition", "condition"),
+        Column("n", "questions", "count"),
+        Column("value", "value", "number"),
+        Column("stderr", "standard error", "number"),
+        Column("change", "change", "signed"),
+        Column("interval", "change, 95% interval", "span"),
+    )
+    return table(rows, columns, ("task", "metric", "condition"), page=40)
 
 
 def _candidates_table(content: Record) -> Record:
