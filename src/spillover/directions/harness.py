@@ -140,7 +140,7 @@ class Harness:
         told: dict[str, Any] = {}
         if chat:
             tokenizer.chat_template, told = model.chat.template
-        with _silent(), _without_code_of_the_hub():
+        with _silent(), _without_code_of_the_hub([]):
             asked = HFLM(
                 pretrained=model.model,
                 tokenizer=tokenizer,
@@ -225,22 +225,29 @@ def _load(manager: Any, name: str, *, is_file: bool) -> dict[str, Any]:
     if not is_file and name not in manager.all_tasks:
         raise DirectionError(_unknown(name, manager.all_tasks))
     place = contextlib.chdir(path.parent) if is_file else contextlib.nullcontext()
+    refused: list[str] = []
     try:
-        with _silent(), _without_code_of_the_hub() as refused, place:
+        with _silent(), _without_code_of_the_hub(refused), place:
             found: dict[str, Any] = manager.load([str(path) if is_file else name])
-        _check(found["tasks"], refused)
+            _check(found["tasks"], refused)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line, what = mark.line + 1 if mark else None, getattr(error, "problem", "it is not YAML")
         raise DirectionError(f"{where(name, line)}: is not a valid task file ({what})") from None
-    except SpilloverError as error:
-        raise DirectionError(f"{OPTION} {name}: {error}") from None
     except Exception as error:  # the harness and its libraries raise many kinds
-        advice = "see docs/directions.md for a task file" if is_file else "check the network"
-        raise DirectionError(
-            f"{OPTION} {name}: cannot be loaded ({_reason(error)}); {advice}"
-        ) from None
+        why = _why(error, refused, is_file=is_file)
+        raise DirectionError(f"{OPTION} {name}: {why}") from None
     return found
+
+
+def _why(error: Exception, refused: Sequence[str], *, is_file: bool) -> str:
+    """Why a task cannot be loaded; a metric that was refused may fail later, in other words."""
+    if refused:
+        return f"needs {refused[0]}, which is code of the hub; none is run"
+    if isinstance(error, SpilloverError):
+        return str(error)
+    advice = "see docs/directions.md for a task file" if is_file else "check the network"
+    return f"cannot be loaded ({_reason(error)}); {advice}"
 
 
 def _check(tasks: Mapping[str, Any], refused: Sequence[str]) -> None:
@@ -249,10 +256,8 @@ def _check(tasks: Mapping[str, Any], refused: Sequence[str]) -> None:
     Raises:
         DirectionError: for those that run code, or show pictures.
     """
-    if refused:
-        raise DirectionError(f"needs {refused[0]}, which is code of the hub; none is run")
-    if not tasks:
-        raise DirectionError("found no task in it")
+    if refused or not tasks:
+        raise DirectionError("found no task that can be asked")
     for name, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False):
             raise DirectionError(f"{name} runs code that the model writes; choose another task")
@@ -353,14 +358,15 @@ def _silent() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_code_of_the_hub() -> Iterator[list[str]]:
-    """Within, metrics that are scripts of the hub are not loaded; gives those that were wanted.
+def _without_code_of_the_hub(refused: list[str]) -> Iterator[None]:
+    """Within, metrics that are scripts of the hub are not loaded.
 
     The harness looks there for every metric that it does not have itself, and goes on without.
+
+    Args:
+        refused: is given the names of those that were wanted.
     """
     import evaluate
-
-    refused: list[str] = []
 
     def refuse(path: str, *_: Any, **__: Any) -> None:
         refused.append(path)
@@ -369,6 +375,6 @@ def _without_code_of_the_hub() -> Iterator[list[str]]:
     load = evaluate.load
     evaluate.load = refuse
     try:
-        yield refused
+        yield
     finally:
         evaluate.load = load
