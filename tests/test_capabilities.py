@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -147,6 +148,16 @@ def test_ablation_changes_what_is_answered_and_leaves_what_is_known(
             assert row["low"] < row["change"] or row["change"] == 1
     assert told["settings"]["capabilities"]["limit"] == 12
     assert "Tasks of lm-eval" in found.report.read_text("utf-8")
+
+
+def test_the_task_of_the_documentation_is_asked(refuser: LoadedModel, installed: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "directions.md").read_text("utf-8")
+    for name, kind in (("trees.yaml", "yaml"), ("trees.jsonl", "json")):
+        (content,) = re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
+        (installed / name).write_text(content, "utf-8")
+    asked = load_tasks(Capabilities(tasks=(str(installed / "trees.yaml"),)))
+    (found,) = asked.ask(asked.names[0], refuser)
+    assert (found.task, found.metric, found.count) == ("trees", "acc", 2)
 
 
 def test_what_lm_eval_changes_of_the_process_is_as_before(installed: Path) -> None:
