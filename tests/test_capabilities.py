@@ -179,6 +179,7 @@ def test_what_lm_eval_changes_of_the_process_is_as_before(installed: Path) -> No
         ("task: [a\nb: c", ".yaml:2: is not a valid task file ("),
         ("task: broken\nmystery: 1\n", "unexpected keyword argument 'mystery'"),
         ("mystery: 1\n", "Unknown config shape"),
+        ("group: many\ntask: [a, b]\n", "is a group; name files of its tasks"),
         (TASK.replace("metric: acc", "metric: who/knows"), "needs who/knows, which is code of"),
         (TASK + "unsafe_code: true\n", "runs code that the model writes"),
         (TASK.replace(".jsonl", ".csv"), "cannot be loaded (FileNotFoundError"),

@@ -166,15 +166,12 @@ def load_tasks(how: Capabilities) -> Harness:
     Raises:
         DirectionError: where it is not installed, and for tasks that cannot be found or loaded.
     """
+    files = [name for name in how.tasks if _is_file(name)]
     with _silent():
-        manager_of = _installed()
-    texts = [_text_of(name) for name in how.tasks]
-    indexed = any(text is None or IS_GROUP.search(text) for text in texts)
-    with _silent():
-        manager = manager_of(include_defaults=indexed)  # thousands of files
+        manager = _installed()(include_defaults=len(files) < len(how.tasks))  # thousands of files
     loaded: dict[str, Any] = {}
-    for name, text in zip(how.tasks, texts, strict=True):
-        found = _load(manager, name, is_file=text is not None)
+    for name in how.tasks:
+        found = _load(manager, name, is_file=name in files)
         for task in found["tasks"]:
             others = [other for other, some in loaded.items() if task in some["tasks"]]
             if others:
@@ -205,16 +202,23 @@ def _installed() -> Any:
     return TaskManager
 
 
-def _text_of(name: str) -> str | None:
-    """The content of a task file; None for a task's name."""
+def _is_file(name: str) -> bool:
+    """Whether a task file is meant, not a task's name.
+
+    Raises:
+        DirectionError: for a file that cannot be read, or that holds a group.
+    """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        return None
+        return False
     try:
-        return path.read_text("utf-8")
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise DirectionError(f"{OPTION} {name}: cannot be read ({reason})") from None
+    if IS_GROUP.search(text):  # which the harness does not load by its path
+        raise DirectionError(f"{OPTION} {name}: is a group; name files of its tasks instead")
+    return True
 
 
 def _load(manager: Any, name: str, *, is_file: bool) -> dict[str, Any]:
