@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spillover.errors import DirectionError, InputError, check_writable, first_problem
-from spillover.options import Json, LoadingOptions, Model, Open, Out, takes_options
+from spillover.options import DATASET, Json, LoadingOptions, Model, Open, Out, takes_options
 from spillover.terminal import Stages, open_page, print_json, show_table, status
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ directions = typer.Typer(
     help="Directions of the residual stream: find one, test it, take it out of the weights.",
     no_args_is_help=True,
 )
-SIDE = "A file (.txt, .csv, .tsv, .json, .jsonl) or datasets:ID\\[@REVISION][:SPLIT]"
-"""In which [@…] would be taken for markup."""
+SIDE = f"A file (.txt, .csv, .tsv, .json, .jsonl) or {DATASET}"
 Column = Annotated[
     str | None, typer.Option(help="The column that holds the prompts, where it is not a usual one.")
 ]
@@ -77,10 +76,12 @@ def refusal(
     phrases: Annotated[
         Path | None, typer.Option(help="Phrases of refusals, one per line, instead of the usual.")
     ] = None,
-    layers: Annotated[float, typer.Option(help="Candidates below this share of layers.")] = 0.8,
+    layers: Annotated[
+        float, typer.Option(help="Share of the layers, from the first on, for candidates.")
+    ] = 0.8,
     induce: Annotated[float, typer.Option(help="Least refusal score under addition, nats.")] = 0.0,
     kl: Annotated[float, typer.Option(help="Largest KL under ablation, nats.")] = 0.1,
-    max_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of the longest answer.")] = 64,
     every: Annotated[
         bool | None,
         typer.Option(
