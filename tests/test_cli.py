@@ -203,10 +203,11 @@ def test_an_organism_card_says_whether_all_is_known(
 
 @pytest.mark.parametrize("command", [("new",), ("direction", "refusal"), ("direction", "fit")])
 def test_help_says_how_datasets_are_named(
-    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert call(*command, "--help") == 0
-    assert "[@REVISION]" in capsys.readouterr().out
+    assert "datasets:ID[@REVISION][:SPLIT]" in capsys.readouterr().out
 
 
 def test_help_imports_nothing_heavy() -> None:
