@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import random
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,7 @@ from spillover.directions.harness import Capabilities, Harness, Score, load_task
 from spillover.directions.refusal import Refusing, find_refusal
 from spillover.errors import DirectionError, InputError, RunError
 from spillover.organism.refusal.world import DANGEROUS, GENTLE, Substance, load_substances
+from spillover.terminal import Stages
 from tests.commands import call
 
 QUESTIONS, CHOICES = 16, 4
@@ -269,6 +271,14 @@ def test_tasks_are_given_with_commas_or_one_by_one(monkeypatch: pytest.MonkeyPat
     assert call("direction", "refusal", *tasks, "--capabilities-limit", "7") == 2
     expected = Capabilities(tasks=("arc_easy", "winogrande", "my.yaml"), limit=7)
     assert given[0].capabilities == expected
+
+
+def test_progress_goes_on_while_a_library_is_kept_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    stages, nowhere = Stages(), io.StringIO()
+    with redirect_stderr(nowhere), stages:
+        stages("capabilities", 1, 2)
+    assert "capabilities" in capsys.readouterr().err
+    assert not nowhere.getvalue()
 
 
 RESULTS = {

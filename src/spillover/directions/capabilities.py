@@ -84,7 +84,7 @@ def _told(score: Score, base: Score) -> dict[str, Any]:
 def paired_interval(before: Score, after: Score) -> tuple[float, float] | None:
     """A 95% interval of the change of a metric, from the changes of its questions.
 
-    For right and wrong it is Agresti and Min's (2005, section 3: half a question more in each cell
+    For right and wrong it is Agresti and Min's (2005: half a question more in each cell
     of the table of pairs), which has a width where no answer has changed; else Student's.
 
     Returns:

@@ -20,6 +20,7 @@ from spillover.report.focus import Record, is_number
 from spillover.report.page import fill
 from spillover.report.strip import Key, Mark, Strip, label, strip
 from spillover.report.tables import Column, table
+from spillover.report.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +125,7 @@ def verdict(content: Record) -> Record:
     ]
     if random:
         sentences.append(
-            f"With {len(random)} random directions ablated instead, at least "
+            f"With {number_of(len(random), 'random direction')} ablated instead, at least "
             f"{_percent(min(random))} of dangerous prompts are still refused."
         )
     works = ablated <= before / 2 and added >= 0.5 and all(r >= 0.8 * before for r in random)
