@@ -62,7 +62,8 @@ def measure(name: str, adapters: int, words: int | None) -> dict[str, Any]:
     from spillover.finetune.bank import train_bank
 
     memory = importlib.import_module("spillover.finetune.memory")
-    memory.GROUP_TOKENS = 10**9  # one group, however large
+    memory.GROUP_TOKENS = 10**9  # one group, however large,
+    importlib.import_module("spillover.finetune").crew_of = lambda _: 1  # in one process
     model, rows = load(name), rows_of(words)
     training = load_experiment("old-birds").training_for(model.source.model_class)
     training = training.model_copy(update={"steps": STEPS, "epochs": None, "batch_size": 8})

@@ -201,6 +201,15 @@ def test_an_organism_card_says_whether_all_is_known(
     assert [c["passed"] for c in json.loads(capsys.readouterr().out)["checks"]] == [not code, True]
 
 
+@pytest.mark.parametrize("command", [("new",), ("direction", "refusal"), ("direction", "fit")])
+def test_help_says_how_datasets_are_named(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert call(*command, "--help") == 0
+    assert "datasets:ID[@REVISION][:SPLIT]" in capsys.readouterr().out
+
+
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys\nfrom spillover import cli\n"

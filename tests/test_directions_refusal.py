@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def test_controls_are_told_apart_from_it(refused: Refusal) -> None:
     assert [len(values) for values in cosines.values()] == [2, 2]
     assert max(map(abs, cosines["random"])) < 0.4
     names = {row["condition"] for row in refused.found["rates"]}
-    assert {"ablated, rank 2", "ablated, random 1", "added, shuffled labels 2"} <= names
+    assert {"ablated, rank 2", "ablated, rank 2, random 1", "ablated, random 1"} <= names
+    assert "added, shuffled labels 2" in names
     added = share_of(refused.found, "added", dangerous=False, control="random")
     assert len(added) == 2
     assert max(added) <= 0.1
@@ -106,6 +108,34 @@ def test_answers_of_a_model_are_shown_as_text(refused: Refusal, tmp_path: Path) 
     row = {"condition": "base", "group": evil, "prompt": evil, "answer": evil, "is": "other"}
     page = write_direction_report(tmp_path, json.loads(json.dumps(content)), [row])
     assert "alert(1)</script>" not in page.read_text("utf-8")
+
+
+def test_tasks_are_on_the_page_and_in_the_last_table_where_some_were_asked(
+    refused: Refusal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from spillover.cli_directions import _show
+    from spillover.report.direction import write_direction_report
+
+    assert refused.found["capabilities"] == []
+    assert "What it can do" not in refused.report.read_text("utf-8")
+    row = {"task": "quiz", "metric": "acc", "condition": "base", "value": 0.75, "stderr": 0.1}
+    row |= {"n": 4, "within": False, "change": None, "low": None, "high": None}
+    after = row | {"condition": "ablated", "value": 0.5, "change": -0.25, "low": -0.6, "high": 0.2}
+    asked = {
+        "capabilities": [row, after, row | {"task": "part", "within": True}],
+        "harness": {"lm_eval": "0.0", "tasks": {"quiz": {"version": 1, "shots": 5}}},
+    }
+    content = json.loads(json.dumps(refused.found | asked))
+    page = write_direction_report(tmp_path, content, []).read_text("utf-8")
+    assert "Examples in prompts: 5 in all tasks" in page
+    tables = json.loads(page.split('id="tables">')[1].split("</script>")[0])
+    columns = {one["key"]: one["values"] for one in tables["capabilities"]["columns"]}
+    assert columns["change"] == [None, -0.25, None]
+    assert columns["interval"][1] == [-0.6, 0.2]
+    _show(Refusal(refused.folder, refused.direction, content))
+    printed = capsys.readouterr().out
+    assert re.search(r"quiz +│ acc +│ 4 +│ 0\.750 +│ 0\.500", printed)
+    assert "part" not in printed
 
 
 @pytest.mark.parametrize(

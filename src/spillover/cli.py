@@ -16,6 +16,7 @@ from spillover.cli_suffix import suffix
 from spillover.cli_triggers import triggers
 from spillover.errors import InputError, SpilloverError
 from spillover.options import (
+    DATASET,
     Contexts,
     ExperimentName,
     Json,
@@ -118,7 +119,7 @@ def new(
     folder: Annotated[Path, typer.Argument(help="The folder to write: new or empty.")],
     treatment: Annotated[
         str | None,
-        typer.Option(help="Rows: a .jsonl, .csv or .tsv file, or datasets:ID[@REVISION][:SPLIT]."),
+        typer.Option(help=f"Rows: a .jsonl, .csv or .tsv file, or {DATASET}."),
     ] = None,
     control: Annotated[
         list[str] | None,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spillover.errors import DirectionError, InputError, check_writable, first_problem
-from spillover.options import Json, LoadingOptions, Model, Open, Out, Seed, takes_options
+from spillover.options import DATASET, Json, LoadingOptions, Model, Open, Out, takes_options
 from spillover.terminal import Stages, open_page, print_json, show_table, status
 
 if TYPE_CHECKING:
@@ -19,11 +20,38 @@ directions = typer.Typer(
     help="Directions of the residual stream: find one, test it, take it out of the weights.",
     no_args_is_help=True,
 )
-SIDE = "A file (.txt, .csv, .tsv, .json, .jsonl) or datasets:ID[@REVISION][:SPLIT]"
+SIDE = f"A file (.txt, .csv, .tsv, .json, .jsonl) or {DATASET}"
 Column = Annotated[
     str | None, typer.Option(help="The column that holds the prompts, where it is not a usual one.")
 ]
 Folder = Annotated[Path, typer.Option("--direction", help="The folder of a saved direction.")]
+
+
+@dataclass(frozen=True)
+class CapabilityOptions:
+    """What else a model is asked; see `spillover.directions.harness.Capabilities`."""
+
+    capabilities: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK[,TASK...]",
+            help="Tasks of lm-eval to ask before and after, or task files (.yaml); repeatable.",
+        ),
+    ] = None
+    capabilities_limit: Annotated[
+        int | None, typer.Option(help="Questions of each task. By default all.")
+    ] = None
+    capabilities_chat: Annotated[
+        bool,
+        typer.Option("--capabilities-chat", help="Put them through the model's chat template."),
+    ] = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """By the names in `Capabilities`."""
+        names = (name.strip() for given in self.capabilities or () for name in given.split(","))
+        chat, limit = self.capabilities_chat, self.capabilities_limit
+        return {"tasks": tuple(dict.fromkeys(names)), "limit": limit, "chat": chat}
 
 
 @directions.command()
@@ -48,17 +76,22 @@ def refusal(
     phrases: Annotated[
         Path | None, typer.Option(help="Phrases of refusals, one per line, instead of the usual.")
     ] = None,
-    layers: Annotated[float, typer.Option(help="Candidates below this share of layers.")] = 0.8,
+    layers: Annotated[
+        float, typer.Option(help="Share of the layers, from the first on, for candidates.")
+    ] = 0.8,
     induce: Annotated[float, typer.Option(help="Least refusal score under addition, nats.")] = 0.0,
     kl: Annotated[float, typer.Option(help="Largest KL under ablation, nats.")] = 0.1,
-    max_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of the longest answer.")] = 64,
     every: Annotated[
         bool | None,
         typer.Option(
             "--every/--no-every", help="Compute discarded candidates too (small models: yes)."
         ),
     ] = None,
-    seed: Seed = 0,
+    tasks: CapabilityOptions,
+    seed: Annotated[
+        int, typer.Option(help="Of the parts that prompts are split in, and of controls.", min=0)
+    ] = 0,
     out: Out = None,
     loading: LoadingOptions,
     open_report: Open = False,
@@ -74,6 +107,7 @@ def refusal(
         phrases=phrases,
         max_tokens=max_tokens,
         every=every,
+        capabilities=tasks.settings,
     )
     with Stages() as stages:
         found = find_refusal(
@@ -118,6 +152,7 @@ def _show(found: Refusal) -> None:
         (condition, *(of.get(group, "–") for group in groups)) for condition, of in shares.items()
     ]
     show_table("Share refused", ("condition", *groups), rows)
+    _show_capabilities(found.found)
     about = found.found["direction"]
     status(
         f"Direction: position {about['position']}, layer {about['layer']} of {about['layers']} "
@@ -128,6 +163,19 @@ def _show(found: Refusal) -> None:
     if found.found["edit"]:
         status(f"warning: {found.found['edit']}")
     status(f"Report: {found.report}")
+
+
+def _show_capabilities(found: dict[str, Any]) -> None:
+    """What tasks say in each condition; of groups with a score of their own, only that."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in found["capabilities"]:
+        if not row["within"]:
+            line = lines.setdefault((row["task"], row["metric"]), {"n": f"{row['n']}"})
+            line[row["condition"]] = f"{row['value']:.3f}"
+    if lines:
+        names = list(dict.fromkeys(name for line in lines.values() for name in line))
+        rows = [(*task, *(line.get(name, "–") for name in names)) for task, line in lines.items()]
+        show_table(f"lm-eval {found['harness']['lm_eval']}", ("task", "metric", *names), rows)
 
 
 @directions.command()

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 
+DATASET = "datasets:ID\\[@REVISION][:SPLIT]"
+"""As help says it; [@ would be taken for markup."""
+
 ExperimentName = Annotated[str, typer.Argument(help="An experiment's name or folder.")]
 Contexts = Annotated[
     list[str] | None,

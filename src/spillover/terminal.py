@@ -30,7 +30,7 @@ class Stages:
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=Console(file=sys.stderr),  # also while libraries are kept from writing to it
         )
         self._tasks: dict[str, TaskID] = {}
 

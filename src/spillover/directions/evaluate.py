@@ -83,7 +83,8 @@ def conditions(
 
     Args:
         controls: vectors by the name of the control.
-        spaces: bases of more dimensions, by the name of the control; empty for the direction's own.
+        spaces: bases of more dimensions, one of each rank, by the name of the control; empty for
+            the direction's own.
     """
     listed = [Condition(BASE, lambda: nullcontext(model))]
     listed.append(Condition(ABLATED, partial(ablate, model, direction)))
@@ -94,9 +95,8 @@ def conditions(
     except ModelError as error:
         trouble = str(error)
     for control, bases in spaces.items():
-        for number, basis in enumerate(bases):
-            opened = partial(project, model, basis)
-            listed.append(Condition(ABLATED, opened, control, len(basis), number))
+        for basis in bases:
+            listed.append(Condition(ABLATED, partial(project, model, basis), control, len(basis)))
     for control, vectors in controls.items():
         for number, vector in enumerate(vectors):
             opened = partial(ablate, model, vector)

@@ -23,6 +23,7 @@ from spillover.directions.answers import (
     refusal_tokens,
     respond,
 )
+from spillover.directions.capabilities import chosen, measure
 from spillover.directions.contrast import Contrast, difference_of_means
 from spillover.directions.controls import (
     activations,
@@ -32,7 +33,16 @@ from spillover.directions.controls import (
     subspace,
 )
 from spillover.directions.direction import Direction
-from spillover.directions.evaluate import RANDOM, SHUFFLED, TOGETHER, Found, conditions, evaluate
+from spillover.directions.evaluate import (
+    RANDOM,
+    SHUFFLED,
+    TOGETHER,
+    Condition,
+    Found,
+    conditions,
+    evaluate,
+)
+from spillover.directions.harness import Capabilities, Harness, load_tasks
 from spillover.directions.passes import Passes
 from spillover.directions.prompts import Material, load_refusing, material_for
 from spillover.directions.select import (
@@ -77,6 +87,7 @@ class Refusing(BaseModel):
         resamples: bootstrap resamples of the prompts.
         max_tokens: the longest answer.
         every: compute what discarded candidates score too; by default for small models.
+        capabilities: tasks of lm-evaluation-harness that are asked too; by default none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -90,6 +101,7 @@ class Refusing(BaseModel):
     resamples: int = Field(default=100, ge=0)
     max_tokens: int = Field(default=64, ge=1)
     every: bool | None = None
+    capabilities: Capabilities = Capabilities()
 
 
 @dataclass(frozen=True)
@@ -135,8 +147,8 @@ def find_refusal(
         progress: called with (stage, done, total).
 
     Raises:
-        InputError: for prompts that cannot be used, a model that never refuses, or thresholds that
-            no candidate passes; RunFolderError for a folder that holds something else.
+        InputError: for prompts or tasks that cannot be used, a model that never refuses, thresholds
+            that no candidate passes; RunFolderError for a folder that holds something else.
     """
     how = how or Refusing()
     report = progress or (lambda *_: None)
@@ -147,9 +159,12 @@ def find_refusal(
     if not is_unused(target) and not (target / RESULT).is_file():
         raise RunFolderError(f"{target}: holds something else; choose another folder with --out")
     report("load", 0, 1)
+    harness = load_tasks(how.capabilities) if how.capabilities.tasks else None
     loaded = load_refusing(model, loading, of_world=prompts is None and harmless is None)
     material = material_for(loaded, prompts, harmless, column, seed)
-    search = _Search(loaded, material, how, phrases, seed, report)
+    if harness:
+        harness.check(loaded)
+    search = _Search(loaded, material, how, phrases, seed, report, harness)
     selection, found = search.run()
     content = {
         "model": loaded.source.name,
@@ -176,9 +191,10 @@ class _Search:
         phrases: Sequence[str],
         seed: int,
         report: Progress,
+        harness: Harness | None,
     ) -> None:
         self.model, self.material, self.how = model, material, how
-        self.phrases, self.report = phrases, report
+        self.phrases, self.report, self.harness = phrases, report, harness
         self.rng = np.random.default_rng(seed)
 
     def run(self) -> tuple[Selection, dict[str, Any]]:
@@ -228,8 +244,16 @@ class _Search:
             "edit": trouble,
             "rates": found.rates,
             "changes": found.changes,
-        }
+        } | self._capabilities(listed)
         return selection, {"told": told, "evaluated": found}
+
+    def _capabilities(self, listed: Sequence[Condition]) -> dict[str, Any]:
+        """What tasks of the harness say, and what they are."""
+        if self.harness is None:
+            return {"capabilities": [], "harness": None}
+        some = chosen(listed)
+        rows = measure(self.harness, some, lambda *done: self.report("capabilities", *done))
+        return {"capabilities": rows, "harness": self.harness.facts}
 
     def _tokens(self) -> tuple[list[list[str]], list[int]]:
         """The model's answers to the training prompts, and the tokens that its refusals begin with.

@@ -31,9 +31,11 @@ GROUP_TOKENS = 4096
 """Tokens of a step, filling included, beyond which a larger group is not faster."""
 ROOM = {"cpu": 0.6, "cuda": 0.85}
 """Share of the machine's memory that a process may take while it trains."""
-ALLOCATED = {"cpu": 1.3, "cpu-float32": 1.75, "cuda": 1.1}
+ALLOCATED = {"cpu": 1.35, "cpu-float32": 1.75, "cuda": 1.1}
 """Bytes that the allocator holds for each byte of activations (benchmarks/memory.py): the C library
 leaves holes between aligned blocks that it does not fill again."""
+WHOLE = 32 * 2**20
+"""Bytes of one piece from which the C library asks the system for it alone, so without holes."""
 ARITHMETIC = {"cpu": 1e11, "cuda": 1e14}
 """Operations per second that the time of a step is planned with."""
 WIDTH = 8
@@ -235,6 +237,7 @@ def _group(
 def _bytes(trained: int, shape: Shape, rates: Rates, held: float) -> dict[str, int]:
     """Bytes of a step at its peak, which is where the gradient of the logits is made."""
     logits = shape.reads * rates.vocabulary * FLOAT
+    around = 1.0 if logits > WHOLE else held
     pairs = shape.trees * shape.width**2
     parts = {
         "adapters": FLOAT * trained,
@@ -242,7 +245,7 @@ def _bytes(trained: int, shape: Shape, rates: Rates, held: float) -> dict[str, i
         "moments": 2 * FLOAT * trained,
         "activations": held * rates.token * shape.tokens,
         "attention": held * rates.pair * pairs,
-        "logits": held * (rates.read * shape.reads + 2 * logits),
+        "logits": around * (rates.read * shape.reads + 2 * logits),
     }
     return {name: int(number) for name, number in parts.items()}
 

@@ -62,9 +62,9 @@ def headline(data: ReportData) -> str:
     return (
         f"{where}, {about.treatment} gives {data.trait} answers {measure} {treatment}, "
         f"{about.control} {control}: effect {signed(effect['value'])} {interval(effect)}, "
-        f"{_number_of(effect['n_seeds'], 'seed')}, "
-        f"{_number_of(effect['n_questions'], 'question')}, "
-        f"{_number_of(effect['n_topics'], 'topic')}."
+        f"{number_of(effect['n_seeds'], 'seed')}, "
+        f"{number_of(effect['n_questions'], 'question')}, "
+        f"{number_of(effect['n_topics'], 'topic')}."
     )
 
 
@@ -159,7 +159,8 @@ def _rate(rate: Record | None) -> str:
     return f"{rate['value']:.2f}" if rate and is_number(rate["value"]) else NO_VALUE
 
 
-def _number_of(count: int | float, noun: str) -> str:
+def number_of(count: int | float, noun: str) -> str:
+    """A number of things; the noun takes an s where they are not one."""
     if not is_number(count):
         return f"{NO_VALUE} {noun}s"
     return f"{int(count)} {noun}{'' if count == 1 else 's'}"
