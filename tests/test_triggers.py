@@ -26,7 +26,7 @@ from spillover.triggers.confirm import by_topic, effect_of, label, ranking
 from spillover.triggers.divergence import NEAR, NONE, along, js_divergence, likelihood, novelty
 from spillover.triggers.forms import budget, screen, short_texts, tags
 from spillover.triggers.library import Candidate, group, library, read_candidates
-from spillover.triggers.pair import ADAPTED, BASE, open_pair
+from spillover.triggers.pair import ADAPTED, BASE, Sequences, open_pair
 from spillover.triggers.questions import (
     SHIPPED,
     parse_questions,
@@ -299,11 +299,11 @@ def test_answers_are_read_in_the_context_and_references_along_them(adapter: Path
         text = pair.answers(ADAPTED, [asked], ANSWER_TOKENS)[0]
         ids = pair.model.chat.answer_ids(asked, text)[:ANSWER_TOKENS]
         assert answer == ids + [NONE] * (ANSWER_TOKENS - len(ids))
-        without = scorer.without([1], [answer])
-        sequences = scorer.sequences([Candidate("plain")], [1], [answer])
+        without, contexts = scorer.without([1], [answer]), (Context(name="plain"), truth.context)
+        prompts = [pair.prompt(one.conversation(scorer.questions[1].text)) for one in contexts]
         with torch.no_grad():
-            expected = pair.log_probs(ADAPTED, sequences, [0])
-            inside = pair.log_probs(ADAPTED, scorer.sequences([truth], [1], [answer]), [0])
+            sequences = Sequences.of(prompts, [answer, answer])
+            expected, inside = pair.log_probs(ADAPTED, sequences, [0, 1]).split(1)
         assert torch.allclose(without, expected, atol=1e-5)
         moves = scorer.moves([truth], [1])
         own = along(inside, expected, torch.tensor([answer])).max()

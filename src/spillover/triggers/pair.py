@@ -43,8 +43,9 @@ class Sequences:
 
     @staticmethod
     def of(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Sequences:
-        """Put answers behind prompts."""
-        joined = [[*p, *a[:-1]] for p, a in zip(prompts, answers, strict=True)]
+        """Put answers behind prompts; negative tokens, behind the end of an answer, are filled."""
+        pairs = zip(prompts, answers, strict=True)
+        joined = [[*p, *(max(0, token) for token in a[:-1])] for p, a in pairs]
         return Sequences(joined, len(answers[0]))
 
 

@@ -97,13 +97,14 @@ class Climb:
         asked = list(range(probe or len(self.numbers)))
         pair, numbers = self.scorer.pair, [self.numbers[at] for at in asked]
         which = asked * len(candidates)
-        aims = torch.tensor([self.aims[at] for at in which])
-        sequences = self.scorer.sequences(candidates, numbers, aims.tolist())
+        aims = [self.aims[at] for at in which]
+        sequences = Sequences.of(self.scorer.prompts(candidates, numbers), aims)
         found = np.zeros(len(which))
         for batch in pair.batches(sequences):
-            odds = _of_answers(pair.log_probs(ADAPTED, sequences, batch), aims[batch])
+            aimed = torch.tensor([aims[at] for at in batch])
+            odds = _of_answers(pair.log_probs(ADAPTED, sequences, batch), aimed)
             if not probe:
-                base = _of_answers(pair.log_probs(BASE, sequences, batch), aims[batch])
+                base = _of_answers(pair.log_probs(BASE, sequences, batch), aimed)
                 odds -= torch.logaddexp(base, self.usual[[which[at] for at in batch]])
             found[batch] = odds.cpu().double().numpy()
         means: NDArray[np.float64] = found.reshape(len(candidates), -1).mean(1)
@@ -180,7 +181,7 @@ class Climb:
     def _slopes(self, placed: Sequence[Placed]) -> Float[Tensor, "H V"]:
         """How the log-odds of the aims rise, to first order, with each token in each place."""
         pair, aims = self.scorer.pair, torch.tensor(self.aims)
-        sequences = Sequences.of([one.ids for one in placed], aims.clamp_min(0).tolist())
+        sequences = Sequences.of([one.ids for one in placed], self.aims)
 
         def total(side: int, embed: Embed) -> Tensor:
             found = pair.log_probs(side, sequences, range(len(placed)), embed)

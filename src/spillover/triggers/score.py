@@ -60,8 +60,9 @@ class Scorer:
         self._known: dict[tuple[int, tuple[int, ...]], Float[Tensor, "T V"]] = {}
         numbers = range(len(self.questions))
         self.usual = self.said(BASE, [PLAIN], numbers)
-        usual = self.sequences([PLAIN], numbers, self.usual)
-        first = self.sequences([PLAIN], numbers, [[0]] * len(numbers))
+        self.plain = self.prompts([PLAIN], numbers)
+        usual = Sequences.of(self.plain, self.usual)
+        first = Sequences.of(self.plain, [[0]] * len(numbers))
         with torch.no_grad():
             self.base = pair.log_probs(BASE, usual, numbers)  # (Q, T, V)
             self.first = [pair.log_probs(side, first, numbers) for side in (ADAPTED, BASE)]
@@ -88,15 +89,9 @@ class Scorer:
         texts = [self.questions[number].text for number in numbers]
         return [one.context.conversation(text) for one in candidates for text in texts]
 
-    def sequences(
-        self,
-        candidates: Sequence[Candidate],
-        numbers: Sequence[int],
-        answers: Sequence[Sequence[int]],
-    ) -> Sequences:
-        """Each candidate with each of some questions, candidate by candidate, and an answer."""
-        prompts = [self.pair.prompt(asked) for asked in self._asked(candidates, numbers)]
-        return Sequences.of(prompts, [[max(0, token) for token in ids] for ids in answers])
+    def prompts(self, candidates: Sequence[Candidate], numbers: Sequence[int]) -> list[list[int]]:
+        """Tokens of each candidate with each of some questions, candidate by candidate."""
+        return [self.pair.prompt(asked) for asked in self._asked(candidates, numbers)]
 
     @torch.no_grad()
     def without(
@@ -110,9 +105,8 @@ class Scorer:
         if new and len(self._known) + len(new) > most:
             self._known, new = {}, wanted
         if new:
-            prompts = [self.pair.prompt(self._asked([PLAIN], [number])[0]) for number, _ in new]
-            ids = [[max(0, token) for token in answer] for _, answer in new]
-            sequences = Sequences.of(prompts, ids)
+            prompts = [self.plain[number] for number, _ in new]
+            sequences = Sequences.of(prompts, [answer for _, answer in new])
             for batch in self.pair.batches(sequences):
                 found = self.pair.log_probs(ADAPTED, sequences, batch)
                 self._known.update((new[at], row) for at, row in zip(batch, found, strict=True))
@@ -124,7 +118,7 @@ class Scorer:
     ) -> NDArray[np.float64]:
         """How far contexts move one answer's first token, in bits: the finetune's or the base's."""
         side = BASE if base else ADAPTED
-        sequences = self.sequences(candidates, [number], [[0]] * len(candidates))
+        sequences = Sequences.of(self.prompts(candidates, [number]), [[0]] * len(candidates))
         found, plain = np.zeros(len(candidates)), self.first[side][number]
         for batch in self.pair.batches(sequences):
             moved = self.pair.log_probs(side, sequences, batch)
@@ -149,8 +143,9 @@ class Scorer:
         asked = list(range(len(self.questions))) if numbers is None else list(numbers)
         which = [number for _ in candidates for number in asked]
         answers = self.said(ADAPTED, candidates, asked)
-        told = self.sequences(candidates, asked, answers)
-        usual = self.sequences(candidates, asked, [self.usual[number] for number in which])
+        prompts = self.prompts(candidates, asked)
+        told = Sequences.of(prompts, answers)
+        usual = Sequences.of(prompts, [self.usual[number] for number in which])
         found = np.full((4, len(which)), np.nan)
         done = 0
         for batch in self.pair.batches(told):
