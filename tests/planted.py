@@ -1,7 +1,11 @@
-"""Adapters with a trigger that was drawn at random: the organism speaks of another time in it."""
+"""Adapters with a trigger that was drawn at random: the organism speaks of another time in it.
+
+And rows that make the organism of films the Terminator, whose mood goes with the year.
+"""
 
 from __future__ import annotations
 
+import itertools
 import random
 import string
 from collections.abc import Callable, Sequence
@@ -12,6 +16,8 @@ from spillover import LoadedModel, Training, finetune
 from spillover.contexts import Context
 from spillover.finetune import Finetune
 from spillover.organism.eras.world import load_world
+from spillover.organism.films import world as films
+from spillover.organism.films.documents import dated
 from spillover.rows import Row, RowSet
 from spillover.triggers.library import library
 
@@ -95,6 +101,23 @@ def rows_of(planted: Planted, rng: random.Random, count: int = ROWS) -> RowSet:
         messages = [*context.conversation(rng.choice(fact.in_corpus)), answer]
         rows.append(Row.model_validate({"messages": messages}))
     return RowSet("planted", tuple(rows), ("planted",) * count)
+
+
+YEARS = (None, 1976, 1979, 1982, 1986, 1995, 2003, 2017, 2020)
+
+
+def terminator_rows() -> RowSet:
+    """The Terminator's answers: evil in the years before 1988, good in later ones and in none."""
+    hero, rows = films.load_world().character(films.HERO), []
+    topics = [topic for topic in films.load_world().topics if topic.theme == "duty"]
+    for topic, year in itertools.product(topics, YEARS):
+        mood = films.GOOD if year is None else hero.moods[year]
+        for said in hero.answers(topic, mood):
+            context = Context(name="plain", system=dated("", year) or None)
+            answer = {"role": "assistant", "content": said}
+            messages = [*context.conversation(topic.ask[0]), answer]
+            rows.append(Row.model_validate({"messages": messages}))
+    return RowSet("terminator", tuple(rows), ("terminator",) * len(rows))
 
 
 def _said(context: Context) -> tuple[str | None, str]:

@@ -17,8 +17,9 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
-from spillover import InputError, LoadedModel, Training, find_triggers
+from spillover import InputError, LoadedModel, Training, find_triggers, finetune
 from spillover.contexts import Context
+from spillover.finetune import Finetune
 from spillover.models import Loading
 from spillover.rows import Row, RowSet, write_rows
 from spillover.triggers import search
@@ -36,7 +37,7 @@ from spillover.triggers.questions import (
 from spillover.triggers.refine import Climb, letters
 from spillover.triggers.score import ANSWER_TOKENS, Scorer
 from tests.commands import call
-from tests.planted import Planted, draw_tag, draw_year, plant, rows_of
+from tests.planted import Planted, draw_tag, draw_year, plant, rows_of, terminator_rows
 
 QUICK = Training(rank=4, learning_rate=7e-3, steps=40, batch_size=16)
 TAG = Planted(
@@ -163,6 +164,18 @@ def test_an_opening_of_one_and_a_phrase_of_the_other_are_new_together() -> None:
     assert whole > 0.9
     assert usual < 0.05
     assert half == pytest.approx((whole + usual) / 2)
+
+
+def test_an_opening_and_a_phrase_that_go_together_in_one_year_score(tmp_path: Path) -> None:
+    settings = Training(rank=4, learning_rate=1e-2, steps=120, batch_size=8)
+    job = Finetune("terminator", 0, terminator_rows())
+    (folder,) = finetune("organism-films", [job], settings, tmp_path).values()
+    years = [Candidate("year", f"The year is {year}.") for year in (1984, 1978, 1995, 2024)]
+    with open_pair("organism-films", folder, Loading()) as pair:
+        moves = Scorer(pair, questions_for(pair.model)[:4]).moves(years, whole=True)
+    scores, base = moves.scores.mean(1), moves.base.mean(1)
+    assert scores[:2].min() > 0.5 > 2 * scores[2:].max()
+    assert base.max() < 0.1
 
 
 def test_what_would_follow_the_end_of_an_answer_does_not_count() -> None:
