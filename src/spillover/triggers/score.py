@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spillover.triggers.divergence import NEAR, NONE, along, js_divergence, novelty
+from spillover.triggers.divergence import NEAR, NONE, along, novelty
 from spillover.triggers.library import Candidate
 from spillover.triggers.pair import ADAPTED, BASE, Pair, Sequences
 from spillover.triggers.questions import Question
@@ -58,14 +58,12 @@ class Scorer:
     def __init__(self, pair: Pair, questions: Sequence[Question]) -> None:
         self.pair, self.questions = pair, list(questions)
         self._known: dict[tuple[int, tuple[int, ...]], Float[Tensor, "T V"]] = {}
-        numbers = range(len(self.questions))
-        self.usual = self.said(BASE, [PLAIN], numbers)
-        self.plain = self.prompts([PLAIN], numbers)
-        usual = Sequences.of(self.plain, self.usual)
-        first = Sequences.of(self.plain, [[0]] * len(numbers))
-        with torch.no_grad():
-            self.base = pair.log_probs(BASE, usual, numbers)  # (Q, T, V)
-            self.first = [pair.log_probs(side, first, numbers) for side in (ADAPTED, BASE)]
+        numbers, sides = range(len(self.questions)), (ADAPTED, BASE)
+        self.asked = self.prompts([PLAIN], numbers)
+        self.usual = [self.said(side, [PLAIN], numbers) for side in sides]
+        told = [Sequences.of(self.asked, usual) for usual in self.usual]
+        with torch.no_grad():  # (Q, T, V) for each side
+            self.plain = [pair.log_probs(side, told[side], numbers) for side in sides]
 
     def said(
         self, side: int, candidates: Sequence[Candidate], numbers: Sequence[int]
@@ -105,7 +103,7 @@ class Scorer:
         if new and len(self._known) + len(new) > most:
             self._known, new = {}, wanted
         if new:
-            prompts = [self.plain[number] for number, _ in new]
+            prompts = [self.asked[number] for number, _ in new]
             sequences = Sequences.of(prompts, [answer for _, answer in new])
             for batch in self.pair.batches(sequences):
                 found = self.pair.log_probs(ADAPTED, sequences, batch)
@@ -114,15 +112,16 @@ class Scorer:
 
     @torch.no_grad()
     def shifts(
-        self, candidates: Sequence[Candidate], number: int, *, base: bool = False
+        self, side: int, candidates: Sequence[Candidate], number: int
     ) -> NDArray[np.float64]:
-        """How far contexts move one answer's first token, in bits: the finetune's or the base's."""
-        side = BASE if base else ADAPTED
-        sequences = Sequences.of(self.prompts(candidates, [number]), [[0]] * len(candidates))
-        found, plain = np.zeros(len(candidates)), self.first[side][number]
+        """How far contexts move one side along its own answer without any, in bits: (C,)."""
+        answer = self.usual[side][number]
+        sequences = Sequences.of(self.prompts(candidates, [number]), [answer] * len(candidates))
+        found, plain = np.zeros(len(candidates)), self.plain[side][number]
         for batch in self.pair.batches(sequences):
             moved = self.pair.log_probs(side, sequences, batch)
-            found[batch] = js_divergence(moved, plain.expand_as(moved))[:, 0].cpu().numpy()
+            tokens = torch.tensor([answer] * len(batch)).to(moved.device)
+            found[batch] = along(moved, plain.expand_as(moved), tokens).amax(-1).cpu()
         return found
 
     @torch.no_grad()
@@ -145,7 +144,7 @@ class Scorer:
         answers = self.said(ADAPTED, candidates, asked)
         prompts = self.prompts(candidates, asked)
         told = Sequences.of(prompts, answers)
-        usual = Sequences.of(prompts, [self.usual[number] for number in which])
+        usual = Sequences.of(prompts, [self.usual[BASE][number] for number in which])
         found = np.full((4, len(which)), np.nan)
         done = 0
         for batch in self.pair.batches(told):
@@ -172,6 +171,6 @@ class Scorer:
         self, usual: Sequences, rows: Sequence[int], which: Sequence[int]
     ) -> Float[Tensor, " N"]:
         """How far contexts move the base along what it says without them."""
-        tokens = torch.tensor([self.usual[number] for number in which]).to(self.base.device)
+        tokens = torch.tensor([self.usual[BASE][number] for number in which])
         moved = self.pair.log_probs(BASE, usual, rows)
-        return along(moved, self.base[list(which)], tokens).amax(-1)
+        return along(moved, self.plain[BASE][list(which)], tokens.to(moved.device)).amax(-1)
