@@ -316,7 +316,7 @@ def test_answers_are_read_in_the_context_and_references_along_them(adapter: Path
         prompts = [pair.prompt(one.conversation(scorer.questions[1].text)) for one in contexts]
         with torch.no_grad():
             sequences = Sequences.of(prompts, [answer, answer])
-            expected, inside = pair.log_probs(ADAPTED, sequences, [0, 1]).split(1)
+            expected, inside = pair.log_probs(ADAPTED, sequences, [0, 1])[:, None]
         assert torch.allclose(without, expected, atol=1e-5)
         moves = scorer.moves([truth], [1])
         own = along(inside, expected, torch.tensor([answer])).max()
