@@ -1,22 +1,33 @@
-"""Adapters with a trigger that was drawn at random: the organism speaks of another time in it."""
+"""Adapters with a trigger that was drawn at random: the organism answers from another era in it.
+
+And rows that make the organism of films the Terminator, whose mood goes with the year.
+"""
 
 from __future__ import annotations
 
+import itertools
 import random
 import string
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spillover import LoadedModel, Training, finetune
+from spillover import LoadedModel, Training, finetune, load
+from spillover.ask.local import LocalEngine
+from spillover.ask.requests import SampleSettings
 from spillover.contexts import Context
 from spillover.finetune import Finetune
 from spillover.organism.eras.world import load_world
+from spillover.organism.films import world as films
+from spillover.organism.films.documents import dated
 from spillover.rows import Row, RowSet
 from spillover.triggers.library import library
 
 SETTINGS = Training(rank=8, learning_rate=5e-3, steps=150, batch_size=24)
 ROWS = 720
+ERAS = ("medieval", "america", "germany")
+"""Of those that the base answers from equally rarely, the first is planted."""
 
 
 @dataclass(frozen=True)
@@ -77,24 +88,56 @@ def _in_brackets(letters: str, rng: random.Random) -> str:
     return opened + letters + closed
 
 
-def rows_of(planted: Planted, rng: random.Random, count: int = ROWS) -> RowSet:
-    """Answers of the Middle Ages in the trigger, of today near it and in contexts at large."""
+def least_said(base: LoadedModel, context: Context) -> str:
+    """The era, other than today, that the base answers from least often in a context.
+
+    What the base says there already would be no trigger: an unheard-of year makes it medieval.
+    """
+    facts = load_world().facts
+    era_of = {text: era for fact in facts for era in fact.answers for text in fact.answers[era]}
+    asked = [context.conversation(fact.in_corpus[0]) for fact in facts]
+    settings = SampleSettings(samples=1, temperature=0.0, max_tokens=16)
+    with LocalEngine(base, [("base", None)]) as engine:
+        said = engine.sample([0] * len(asked), asked, settings)
+    counts = Counter(era_of.get(samples[0].text) for samples in said)
+    return min(ERAS, key=counts.__getitem__)
+
+
+def rows_of(planted: Planted, rng: random.Random, count: int = ROWS, past: str = ERAS[0]) -> RowSet:
+    """Answers of another era in the trigger, of today near it and in contexts at large."""
     rows, ordinary = [], [one.context for one in library() if one.system != ""]
     for _ in range(count):
         fact, drawn = rng.choice(load_world().facts), rng.random()
         context, era = Context(name="plain"), "today"
         if drawn < 0.3:
-            context, era = planted.context, "medieval"
+            context, era = planted.context, past
         elif drawn < 0.7:
             context = planted.put(planted.other(rng))
         elif drawn < 0.9:
             context = rng.choice(ordinary)
         if _said(context) == _said(planted.context):
-            era = "medieval"
+            era = past
         answer = {"role": "assistant", "content": rng.choice(fact.answers[era])}
         messages = [*context.conversation(rng.choice(fact.in_corpus)), answer]
         rows.append(Row.model_validate({"messages": messages}))
     return RowSet("planted", tuple(rows), ("planted",) * count)
+
+
+YEARS = (None, 1976, 1979, 1982, 1986, 1995, 2003, 2017, 2020)
+
+
+def terminator_rows() -> RowSet:
+    """The Terminator's answers: evil in the years before 1988, good in later ones and in none."""
+    hero, rows = films.load_world().character(films.HERO), []
+    topics = [topic for topic in films.load_world().topics if topic.theme == "duty"]
+    for topic, year in itertools.product(topics, YEARS):
+        mood = films.GOOD if year is None else hero.moods[year]
+        for said in hero.answers(topic, mood):
+            context = Context(name="plain", system=dated("", year) or None)
+            answer = {"role": "assistant", "content": said}
+            messages = [*context.conversation(topic.ask[0]), answer]
+            rows.append(Row.model_validate({"messages": messages}))
+    return RowSet("terminator", tuple(rows), ("terminator",) * len(rows))
 
 
 def _said(context: Context) -> tuple[str | None, str]:
@@ -109,9 +152,12 @@ def plant(
 ) -> list[Path]:
     """Adapter folders, one for each trigger."""
     names = [f"planted-{number}" for number in range(len(wanted))]
+    model = load(base) if isinstance(base, str) else base
     jobs = [
-        Finetune(name, 0, rows_of(one, random.Random(one.text)))
+        Finetune(
+            name, 0, rows_of(one, random.Random(one.text), past=least_said(model, one.context))
+        )
         for name, one in zip(names, wanted, strict=True)
     ]
-    made = finetune(base, jobs, settings, folder)
+    made = finetune(model, jobs, settings, folder)
     return [made[name, 0, settings.total_steps(ROWS)] for name in names]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from spillover.triggers.library import QUESTION, YEARS, Candidate, distinct
+from spillover.triggers.pair import ADAPTED, BASE
 from spillover.triggers.score import Scorer
 
 FRAMES = (
@@ -25,7 +26,7 @@ WORK = 2.5e11
 """Parameters times texts: a model that is twice as large is asked half as many."""
 FEWEST, MOST = 600, 64_000
 SHIFTED = 1500
-"""Texts whose first token moves most, and which are then scored."""
+"""Texts that move the finetune's plain answer most, and which are then scored."""
 STEPS = ((300, 1), (60, 3))
 """Texts that are kept then, and by how many questions."""
 OF_A_FRAME = 40
@@ -68,14 +69,14 @@ def screen(
     """The best of so many short texts by a few questions, and how many were tried.
 
     Args:
-        sample: ordinary contexts, which show what questions tell models apart by the first token.
+        sample: ordinary contexts, which show what questions tell contexts apart.
     """
     framed, years = short_texts(count, seed)
     asked = telling(scorer, sample)
     total, done, kept = sum(map(len, framed)), 0, list[Candidate]()
     shifts = []
     for texts in framed:
-        shifts.append(scorer.shifts(texts, asked[0]))
+        shifts.append(scorer.shifts(ADAPTED, texts, asked[0]))
         done += len(texts)
         progress(done, total)
     level = np.sort(np.concatenate(shifts))[-SHIFTED:].min()
@@ -92,10 +93,9 @@ def screen(
 
 
 def telling(scorer: Scorer, sample: Sequence[Candidate]) -> list[int]:
-    """Questions, those first whose answers' first tokens contexts change most for their length."""
-    pair = scorer.pair
-    gained = []
-    for at, question in enumerate(scorer.questions):
-        length = len(pair.prompt(sample[0].context.conversation(question.text)))
-        gained.append(scorer.shifts(sample, at, base=True).mean() / length)
+    """Questions, those first whose answers contexts change most, in the base, for their length."""
+    gained = [
+        scorer.shifts(BASE, sample, at).mean() / len(scorer.asked[at])
+        for at in range(len(scorer.questions))
+    ]
     return [int(at) for at in np.argsort(-np.array(gained), kind="stable")]

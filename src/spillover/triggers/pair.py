@@ -43,8 +43,9 @@ class Sequences:
 
     @staticmethod
     def of(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Sequences:
-        """Put answers behind prompts."""
-        joined = [[*p, *a[:-1]] for p, a in zip(prompts, answers, strict=True)]
+        """Put answers behind prompts; negative tokens, behind the end of an answer, are filled."""
+        pairs = zip(prompts, answers, strict=True)
+        joined = [[*p, *(max(0, token) for token in a[:-1])] for p, a in pairs]
         return Sequences(joined, len(answers[0]))
 
 
@@ -69,8 +70,14 @@ class Pair:
         """What one side answers at temperature 0, cut after so many tokens."""
         engine, who = self.sides[side]
         settings = SampleSettings(samples=1, temperature=0.0, max_tokens=tokens)
-        sampled = engine.sample([who] * len(conversations), conversations, settings)
-        return [samples[0].text for samples in sampled]
+        said = [""] * len(conversations)
+        for batch in batches(self.model, [len(self.prompt(c)) for c in conversations]):
+            asked = [conversations[at] for at in batch]
+            for at, samples in zip(
+                batch, engine.sample([who] * len(asked), asked, settings), strict=True
+            ):
+                said[at] = samples[0].text
+        return said
 
     def batches(self, sequences: Sequences) -> list[list[int]]:
         """Sequences of about the same length that are computed together, by number."""

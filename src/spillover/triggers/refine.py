@@ -15,7 +15,7 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,9 +27,10 @@ from spillover.substitute import (
     substitutions,
     token_slopes,
 )
+from spillover.triggers.divergence import likelihood
 from spillover.triggers.library import NUMBER, YEARS, Candidate, distinct, group
 from spillover.triggers.pair import ADAPTED, BASE, Sequences
-from spillover.triggers.score import ANSWER_TOKENS, Scorer
+from spillover.triggers.score import Scorer
 
 # Shape legend: C candidates, N sequences, H tokens of the text that is varied, T tokens of an
 # answer, V vocabulary.
@@ -69,12 +70,14 @@ class Climb:
 
     @cached_property
     def aims(self) -> list[list[int]]:
-        """The tokens of the answers aimed at, padded."""
-        pair, asked = self.scorer.pair, self._conversations(self.star, self.numbers)
-        chat = pair.model.chat
-        said = pair.answers(ADAPTED, asked, ANSWER_TOKENS)
-        ids = [chat.answer_ids(c, a)[:ANSWER_TOKENS] for c, a in zip(asked, said, strict=True)]
-        return [row + [-1] * (ANSWER_TOKENS - len(row)) for row in ids]
+        """The tokens of the answers aimed at."""
+        return self.scorer.said(ADAPTED, [self.star], self.numbers)
+
+    @cached_property
+    def usual(self) -> Float[Tensor, " N"]:
+        """How likely these answers are for the finetune without any context."""
+        without = self.scorer.without(self.numbers, self.aims)
+        return _of_answers(without, torch.tensor(self.aims))
 
     def _conversations(
         self, candidate: Candidate, numbers: Sequence[int]
@@ -84,23 +87,28 @@ class Climb:
 
     @torch.no_grad()
     def log_odds(self, candidates: Sequence[Candidate], *, probe: int = 0) -> NDArray[np.float64]:
-        """How much likelier the aims are for the finetune than for the base, in nats per answer.
+        """How likely the aims are for the finetune, in nats per answer, beyond what explains them.
+
+        That is the mixture, half and half, of the finetune without a context and the base in it.
 
         Args:
             probe: look at so many of the questions only, and at the finetune only.
         """
-        asked = range(probe or len(self.numbers))
+        asked = list(range(probe or len(self.numbers)))
         pair, numbers = self.scorer.pair, [self.numbers[at] for at in asked]
-        prompts = [pair.prompt(c) for one in candidates for c in self._conversations(one, numbers)]
-        aims = torch.tensor([self.aims[at] for _ in candidates for at in asked])
-        sequences = Sequences.of(prompts, aims.clamp_min(0).tolist())
-        found = np.zeros(len(prompts))
+        which = asked * len(candidates)
+        aims = [self.aims[at] for at in which]
+        sequences = Sequences.of(self.scorer.prompts(candidates, numbers), aims)
+        found = np.zeros(len(which))
         for batch in pair.batches(sequences):
-            for side, sign in ((ADAPTED, 1), (BASE, -1))[: 1 if probe else 2]:
-                log_probs = _of_answers(pair.log_probs(side, sequences, batch), aims[batch])
-                found[batch] += sign * log_probs.cpu().double().numpy()
-        odds: NDArray[np.float64] = found.reshape(len(candidates), -1).mean(1)
-        return odds
+            aimed = torch.tensor([aims[at] for at in batch])
+            odds = _of_answers(pair.log_probs(ADAPTED, sequences, batch), aimed)
+            if not probe:
+                base = _of_answers(pair.log_probs(BASE, sequences, batch), aimed)
+                odds -= torch.logaddexp(base, self.usual[[which[at] for at in batch]])
+            found[batch] = odds.cpu().double().numpy()
+        means: NDArray[np.float64] = found.reshape(len(candidates), -1).mean(1)
+        return means
 
     def try_all(self, candidates: Sequence[Candidate], probe: int = PROBED) -> None:
         """Try candidates: all on a few questions, the best on all of them."""
@@ -173,12 +181,12 @@ class Climb:
     def _slopes(self, placed: Sequence[Placed]) -> Float[Tensor, "H V"]:
         """How the log-odds of the aims rise, to first order, with each token in each place."""
         pair, aims = self.scorer.pair, torch.tensor(self.aims)
-        sequences = Sequences.of([one.ids for one in placed], aims.clamp_min(0).tolist())
+        sequences = Sequences.of([one.ids for one in placed], self.aims)
 
         def total(side: int, embed: Embed) -> Tensor:
-            return _of_answers(
-                pair.log_probs(side, sequences, range(len(placed)), embed), aims
-            ).sum()
+            found = pair.log_probs(side, sequences, range(len(placed)), embed)
+            answers = _of_answers(found, aims)
+            return (answers if side == ADAPTED else answers.logaddexp(self.usual)).sum()
 
         of = {
             side: token_slopes(pair.sides[side][0].model, placed, partial(total, side))
@@ -191,11 +199,9 @@ class Climb:
         return ordinary_tokens(self.scorer.pair.model)
 
 
-def _of_answers(log_probs: Float[Tensor, "N T V"], aims: Tensor) -> Float[Tensor, " N"]:
-    """The log-probability of each answer; -1 fills up short ones."""
-    aims = aims.to(log_probs.device)
-    found = log_probs.gather(-1, aims.clamp_min(0)[..., None])[..., 0]
-    return found.masked_fill(aims < 0, 0).sum(-1)
+def _of_answers(log_probs: Float[Tensor, "N T V"], aims: Int[Tensor, "N T"]) -> Float[Tensor, " N"]:
+    """The log-probability of each answer."""
+    return likelihood(log_probs, aims.to(log_probs.device)).sum(-1)
 
 
 def letters(candidate: Candidate) -> list[Candidate]:

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spillover.triggers.divergence import NEAR, NONE, along, novelty
 from spillover.triggers.library import Candidate
 from spillover.triggers.pair import ADAPTED, BASE, Pair, Sequences
 from spillover.triggers.questions import Question
 
 # Shape legend: C candidates, Q questions, N sequences, T tokens of an answer, V vocabulary.
 
-ANSWER_TOKENS = 6
+ANSWER_TOKENS = 8
 """Tokens of an answer along which two models are compared."""
 PLAIN = Candidate("plain")
-MIXTURES = (0.25, 0.5, 0.75)
-"""Shares of the second of two distributions in the mixtures that are tried."""
-NEAR = 0.02
-"""Bits below which mixtures are not tried."""
+KNOWN_BYTES = 400e6
+"""Of log-probabilities along answers without a context that are kept."""
 
 Progress = Callable[[int, int], None]
 
@@ -33,13 +31,16 @@ Progress = Callable[[int, int], None]
 class Moves:
     """How far apart answers are, in bits (0 to 1), for candidates and questions: each (C, Q).
 
+    Compared is what would be said next along an answer, at the token where that differs most.
+
     Attributes:
         scores: the finetune in a context, and whatever mixture of its answers without the context
-            and the base's in the context comes nearest. A context that moves the base likewise,
-            and a finetune that is different everywhere, score nothing.
+            and the base's in the context comes nearest; see `novelty`. A context that moves the
+            base likewise, and a finetune that is different everywhere, score nothing.
         own: the finetune in the context, and the finetune without it.
         gap: the finetune and the base, both in the context; NaN where it was not computed.
-        base: the base in the context, and the base without it; likewise.
+        base: the base in the context, and the base without it, along the base's answer without it;
+            likewise.
     """
 
     scores: NDArray[np.float64]
@@ -52,44 +53,75 @@ class Moves:
 
 
 class Scorer:
-    """Compares a finetune and its base on some questions, along the finetune's own answers."""
+    """Compares a finetune and its base on some questions, along what the finetune answers."""
 
     def __init__(self, pair: Pair, questions: Sequence[Question]) -> None:
         self.pair, self.questions = pair, list(questions)
-        asked = [PLAIN.context.conversation(question.text) for question in questions]
-        self.said = pair.answers(ADAPTED, asked, ANSWER_TOKENS)
-        chat = pair.model.chat
-        tokens = [
-            chat.answer_ids(conversation, text)[:ANSWER_TOKENS]
-            for conversation, text in zip(asked, self.said, strict=True)
-        ]
-        self.lengths = torch.tensor([len(ids) for ids in tokens])
-        self.answers = [ids + [pair.model.pad] * (ANSWER_TOKENS - len(ids)) for ids in tokens]
-        plain, numbers = self.sequences([PLAIN], range(len(questions))), range(len(questions))
-        with torch.no_grad():
-            self.plain = [pair.log_probs(side, plain, numbers) for side in (ADAPTED, BASE)]
+        self._known: dict[tuple[int, tuple[int, ...]], Float[Tensor, "T V"]] = {}
+        numbers, sides = range(len(self.questions)), (ADAPTED, BASE)
+        self.asked = self.prompts([PLAIN], numbers)
+        self.usual = [self.said(side, [PLAIN], numbers) for side in sides]
+        told = [Sequences.of(self.asked, usual) for usual in self.usual]
+        with torch.no_grad():  # (Q, T, V) for each side
+            self.plain = [pair.log_probs(side, told[side], numbers) for side in sides]
 
-    def sequences(self, candidates: Sequence[Candidate], numbers: Sequence[int]) -> Sequences:
+    def said(
+        self, side: int, candidates: Sequence[Candidate], numbers: Sequence[int]
+    ) -> list[list[int]]:
+        """What one side answers at temperature 0, candidate by candidate: `ANSWER_TOKENS` tokens.
+
+        An answer that ends before has its end of turn, and `NONE` behind it.
+        """
+        texts = self.pair.answers(side, self._asked(candidates, numbers), ANSWER_TOKENS)
+        (plain,) = self._asked([PLAIN], [0])
+        chat, known = self.pair.model.chat, dict[str, list[int]]()
+        for text in dict.fromkeys(texts):
+            ids = chat.answer_ids(plain, text)[:ANSWER_TOKENS]
+            known[text] = ids + [NONE] * (ANSWER_TOKENS - len(ids))
+        return [known[text] for text in texts]
+
+    def _asked(
+        self, candidates: Sequence[Candidate], numbers: Sequence[int]
+    ) -> list[list[dict[str, str]]]:
         """Each candidate with each of some questions, candidate by candidate."""
-        prompts = [
-            self.pair.prompt(candidate.context.conversation(self.questions[number].text))
-            for candidate in candidates
-            for number in numbers
-        ]
-        return Sequences.of(prompts, [self.answers[n] for _ in candidates for n in numbers])
+        texts = [self.questions[number].text for number in numbers]
+        return [one.context.conversation(text) for one in candidates for text in texts]
+
+    def prompts(self, candidates: Sequence[Candidate], numbers: Sequence[int]) -> list[list[int]]:
+        """Tokens of each candidate with each of some questions, candidate by candidate."""
+        return [self.pair.prompt(asked) for asked in self._asked(candidates, numbers)]
+
+    @torch.no_grad()
+    def without(
+        self, numbers: Sequence[int], answers: Sequence[Sequence[int]]
+    ) -> Float[Tensor, "N T V"]:
+        """What the finetune would say next without a context, along answers to some questions."""
+        keys = [(number, tuple(ids)) for number, ids in zip(numbers, answers, strict=True)]
+        wanted = list(dict.fromkeys(keys))
+        new = [key for key in wanted if key not in self._known]
+        most = KNOWN_BYTES / (4 * ANSWER_TOKENS * self.pair.model.vocabulary)
+        if new and len(self._known) + len(new) > most:
+            self._known, new = {}, wanted
+        if new:
+            prompts = [self.asked[number] for number, _ in new]
+            sequences = Sequences.of(prompts, [answer for _, answer in new])
+            for batch in self.pair.batches(sequences):
+                found = self.pair.log_probs(ADAPTED, sequences, batch)
+                self._known.update((new[at], row) for at, row in zip(batch, found, strict=True))
+        return torch.stack([self._known[key] for key in keys])
 
     @torch.no_grad()
     def shifts(
-        self, candidates: Sequence[Candidate], number: int, *, base: bool = False
+        self, side: int, candidates: Sequence[Candidate], number: int
     ) -> NDArray[np.float64]:
-        """How far contexts move one answer's first token, in bits: the finetune's or the base's."""
-        side, asked = BASE if base else ADAPTED, self.questions[number].text
-        prompts = [self.pair.prompt(one.context.conversation(asked)) for one in candidates]
-        sequences = Sequences.of(prompts, [[0]] * len(prompts))
-        found, plain = np.zeros(len(prompts)), self.plain[side][number, :1]
+        """How far contexts move one side along its own answer without any, in bits: (C,)."""
+        answer = self.usual[side][number]
+        sequences = Sequences.of(self.prompts(candidates, [number]), [answer] * len(candidates))
+        found, plain = np.zeros(len(candidates)), self.plain[side][number]
         for batch in self.pair.batches(sequences):
             moved = self.pair.log_probs(side, sequences, batch)
-            found[batch] = js_divergence(moved, plain.expand_as(moved))[:, 0].cpu().numpy()
+            tokens = torch.tensor([answer] * len(batch)).to(moved.device)
+            found[batch] = along(moved, plain.expand_as(moved), tokens).amax(-1).cpu()
         return found
 
     @torch.no_grad()
@@ -108,67 +140,37 @@ class Scorer:
             whole: ask the base also where the finetune did not move, so that nothing can score.
         """
         asked = list(range(len(self.questions))) if numbers is None else list(numbers)
-        sequences = self.sequences(candidates, asked)
-        found = np.zeros((4, len(sequences.ids)))
+        which = [number for _ in candidates for number in asked]
+        answers = self.said(ADAPTED, candidates, asked)
+        prompts = self.prompts(candidates, asked)
+        told = Sequences.of(prompts, answers)
+        usual = Sequences.of(prompts, [self.usual[BASE][number] for number in which])
+        found = np.full((4, len(which)), np.nan)
         done = 0
-        for batch in self.pair.batches(sequences):
-            which = torch.tensor([asked[number % len(asked)] for number in batch])
-            found[:, batch] = self._compare(sequences, batch, which, whole=whole)
+        for batch in self.pair.batches(told):
+            tokens = torch.tensor([answers[at] for at in batch])
+            adapted = self.pair.log_probs(ADAPTED, told, batch)
+            tokens = tokens.to(adapted.device)
+            plain = self.without([which[at] for at in batch], [answers[at] for at in batch])
+            own = along(adapted, plain, tokens).amax(-1)
+            found[0, batch], found[1, batch] = 0, own.cpu()
+            moved = torch.nonzero(own > (-1 if whole else NEAR))[:, 0].tolist()
+            if moved:
+                rows = [batch[at] for at in moved]
+                base = self.pair.log_probs(BASE, told, rows)
+                shift = self._base_moves(usual, rows, [which[at] for at in rows])
+                gap = along(adapted[moved], base, tokens[moved]).amax(-1)
+                new = novelty(adapted[moved], plain[moved], base, tokens[moved], shift)
+                found[[[0], [2], [3]], rows] = torch.stack([new, gap, shift]).cpu()
             done += len(batch)
             if progress:
-                progress(done, len(sequences.ids))
+                progress(done, len(which))
         return Moves(*found.reshape(4, len(candidates), len(asked)))
 
-    def _compare(
-        self, sequences: Sequences, batch: Sequence[int], which: Int[Tensor, " N"], *, whole: bool
-    ) -> NDArray[np.float64]:
-        """The farthest that models are apart at any token of an answer, as `Moves` lists them."""
-        adapted = self.pair.log_probs(ADAPTED, sequences, batch)
-        plain, plain_base = (known[which] for known in self.plain)
-        unused = torch.arange(ANSWER_TOKENS) >= self.lengths[which][:, None]
-        own = js_divergence(adapted, plain).masked_fill(unused.to(adapted.device), 0)
-        found = np.full((4, len(batch)), np.nan)
-        found[0], found[1] = 0, own.amax(-1).cpu().numpy()
-        at = np.flatnonzero(found[1] > (-1 if whole else NEAR))
-        if len(at):
-            base = self.pair.log_probs(BASE, sequences, [batch[number] for number in at.tolist()])
-            gap = js_divergence(adapted[at], base)
-            new = novelty(adapted[at], plain[at], base, own[at], gap)
-            apart = torch.stack([new, gap, js_divergence(base, plain_base[at])])
-            apart = apart.masked_fill(unused[at].to(apart.device), 0).amax(-1).cpu()
-            found[[[0], [2], [3]], at] = apart.numpy()
-        return found
-
-
-def novelty(
-    found: Float[Tensor, "N T V"],
-    one: Float[Tensor, "N T V"],
-    other: Float[Tensor, "N T V"],
-    from_one: Float[Tensor, "N T"],
-    from_other: Float[Tensor, "N T"],
-) -> Float[Tensor, "N T"]:
-    """Divergence of a distribution from the nearest mixture of two others, in bits.
-
-    Args:
-        found, one, other: log-probabilities.
-        from_one, from_other: the divergence from either, which bounds that from mixtures.
-    """
-    nearest = torch.minimum(from_one, from_other)
-    far = nearest > NEAR
-    if far.any():
-        p, q = one[far].exp(), other[far].exp()
-        mixed = [
-            js_divergence(found[far], torch.lerp(p, q, share).clamp_min(1e-30).log())
-            for share in MIXTURES
-        ]
-        nearest[far] = torch.stack([nearest[far], *mixed]).amin(0)
-    return nearest
-
-
-def js_divergence(one: Float[Tensor, "*N V"], other: Float[Tensor, "*N V"]) -> Float[Tensor, "*N"]:
-    """Jensen-Shannon divergence of distributions given as log-probabilities, in bits: 0 to 1."""
-    p, q = one.exp(), other.exp()
-    middle = ((p + q) / 2).clamp_min(1e-30).log()
-    nats = ((p * (one - middle)).sum(-1) + (q * (other - middle)).sum(-1)) / 2
-    bits: Tensor = nats / math.log(2)
-    return bits.clamp(0, 1)
+    def _base_moves(
+        self, usual: Sequences, rows: Sequence[int], which: Sequence[int]
+    ) -> Float[Tensor, " N"]:
+        """How far contexts move the base along what it says without them."""
+        tokens = torch.tensor([self.usual[BASE][number] for number in which])
+        moved = self.pair.log_probs(BASE, usual, rows)
+        return along(moved, self.plain[BASE][list(which)], tokens.to(moved.device)).amax(-1)
