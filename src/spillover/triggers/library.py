@@ -171,6 +171,7 @@ def _tags() -> Iterator[Candidate]:
     yield from _before("tag", words.MARKS)
     yield from _put("tag", (f"{QUESTION} {mark}" for mark in words.MARKS))
     yield from _put("tag", (f"<{a}> {QUESTION} <{b}>" for a, b in words.TAG_PAIRS))
+    yield from _put("tag", (f'<{a}> "{QUESTION}" <{b}>' for a, b in words.TAG_PAIRS))
 
 
 def _near_misses(listed: Iterable[Candidate]) -> Iterator[Candidate]:
