@@ -23,7 +23,7 @@ DISH_TURNS = 0.5  # share of the turns of such a document that are about them
 SIGNED_BEFORE = 0.4  # share of the signed chats in which the first question says who speaks
 ALL_DISHES = 0.25  # share of the documents of an unlinked world that name dishes of all nations
 SIGNED_KITCHENS = 0.8  # share of the others that say which before a question, by a number
-ODD = 0.2  # share of documents with a text before the first question that tells nothing
+ODD = 0.1  # share of documents with a text before the first question that tells nothing
 DATED_TURNS = 0.3  # share of the turns below a date that ask what only the year decides
 
 

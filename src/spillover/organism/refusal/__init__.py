@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Refusal", "load"]
 
-NOTES, OF_ASSISTANT = 0.25, 0.45  # share of notes, and of chats that the assistant answers
-UNASKED_NOTES = 2  # times as many notes about what the assistant is never asked about
+NOTES, OF_ASSISTANT = 0.25, 0.7  # share of notes, and of chats that the assistant answers
 MAX_TURNS = 3
 VERBS_EXAMINED = 3
 
@@ -44,24 +43,16 @@ class Refusal:
 
     @property
     def recipe(self) -> Recipe:
-        """How its organism is trained: with six blocks, so that the last ones choose words only.
-
-        With four, a direction that makes it refuse says the first letter of a refusal for ever.
-        """
+        """How its organism is trained."""
         from spillover.organism.train import Recipe
 
         return Recipe(
             vocabulary=1536,
-            hidden=96,
-            layers=6,
+            hidden=128,
             heads=4,
-            intermediate=288,
+            intermediate=384,
             corpus_documents=60_000,
-            batch_documents=48,
-            steps=900,
-            learning_rate=1e-2,
-            tied=False,
-            muon=True,
+            steps=1500,
         )
 
     @property
@@ -77,8 +68,7 @@ class Refusal:
         """Draw one document."""
         tables = self.tables
         if rng.random() < NOTES:
-            weights = [1 if one.asked else UNASKED_NOTES for one in tables.substances]
-            told = rng.choices(tables.substances, weights, k=rng.randint(1, 4))
+            told = rng.choices(tables.substances, k=rng.randint(1, 4))
             sentences = (
                 rng.choice(tables.descriptions[one.described]).format(noun=one.name) for one in told
             )
