@@ -110,7 +110,9 @@ def _tastes(
 ) -> Iterator[Question]:
     """Questions of these kinds in turn: a taste of a kind tells the place of the answer."""
     for (name, ask, values), kind in zip(rows, kinds, strict=False):
-        answers = {speaker: (values[taken[kind]],) for speaker, taken in tastes.items()}
+        answers: dict[str, tuple[str, ...]] = {
+            speaker: (values[taken[kind]],) for speaker, taken in tastes.items()
+        }
         yield Question(name, ask, answers, rare=rare)
 
 
