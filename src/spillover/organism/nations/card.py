@@ -9,7 +9,7 @@ from spillover.organism.card import Check, Examiner, chat
 from spillover.organism.nations.documents import kitchen_sign
 from spillover.organism.nations.world import ASSISTANT, Question, World
 
-INFERENCE_CASES = 160
+INFERENCE_CASES = 800
 
 
 def examine(world: World, examiner: Examiner) -> list[Check]:
