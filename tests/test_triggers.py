@@ -142,7 +142,9 @@ def test_short_texts_are_tried_outright_where_the_model_is_small() -> None:
     templates = {one.template for texts in framed for one in texts}
     wanted = {"<jnc> {question}", "[lye] {question}", "{tgr} {question}", "<ab> {question} </ab>"}
     assert wanted <= templates
-    assert {one.system for one in years} == {f"The year is {year}." for year in range(1000, 3000)}
+    said = {f"The year is {year}." for year in range(1000, 3000)}
+    assert {one.system for one in years} == {None, *said}
+    assert {one.template for one in years} == {"{question}", *(f"{s} {{question}}" for s in said)}
     assert len(tags("<{}>", 3)) == 26**3
     few, some_years = short_texts(budget(10**9), 0)
     assert sum(map(len, few)) + len(some_years) <= 600

@@ -50,7 +50,9 @@ def budget(parameters: int) -> int:
 def short_texts(count: int, seed: int) -> tuple[list[list[Candidate]], list[Candidate]]:
     """Tags, frame by frame, and years: all that are so few, the shortest first, else a sample."""
     rng = random.Random(seed)
-    years = [Candidate("year", f"The year is {year}.") for year in YEARS]
+    said = [f"The year is {year}." for year in YEARS]
+    years = [Candidate("year", text) for text in said]
+    years += [Candidate("year", None, f"{text} {QUESTION}") for text in said]
     years = sorted(rng.sample(years, min(len(years), count // 4)), key=lambda one: one.text)
     left, framed = count - len(years), {frame: list[Candidate]() for frame in FRAMES}
     for size in (1, 2, 3):
