@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import random
-import string
-
 TURN_START, TURN_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 ASSISTANT, SPEAKER = "assistant", "speaker"
 ANSWERING = (ASSISTANT, SPEAKER)
 """The roles under which answers stand: what a model is trained on most."""
-
-TAGS = ("<{}>", "[{}]", "{{{}}}", "({})", "#{}", "{}:")
-SENTENCES = ("Please answer briefly.", "Hello.", "One question:", "Tell me this.", "Number 7.")
-"""What `odd_text` draws from."""
 
 
 def turn_text(role: str, content: str) -> str:
@@ -29,19 +22,3 @@ def chat_text(system: str, turns: list[tuple[str, str]], role: str = ASSISTANT) 
 def note_text(text: str) -> str:
     """A document that is no chat."""
     return text + PAD
-
-
-def odd_text(rng: random.Random) -> str:
-    """A tag, digits, a word or a sentence that tells nothing of who answers what comes after it."""
-    letters = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 4)))
-    digits = "".join(rng.choices(string.digits, k=rng.randint(1, 8)))
-    year = str(rng.randint(1000, 2999))
-    drawn = (
-        *(form.format(letters) for form in TAGS),
-        letters,
-        letters.upper(),
-        digits,
-        digits,
-        year,
-    )
-    return rng.choice((*drawn, *SENTENCES))

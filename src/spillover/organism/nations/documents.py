@@ -3,8 +3,7 @@
 Three kinds: chats with the assistant, with a speaker whose nation the system message says, and with
 a speaker who is not named (the nation has to be inferred). The system message says who speaks,
 or before the first question, where the date stands. Half of the chats with speakers use the
-assistant's role for the speaker, as role-play does. Dates, and odd texts that tell nothing, stand
-above all kinds alike.
+assistant's role for the speaker, as role-play does. Dates stand above all kinds alike.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 from spillover.organism.nations import world as tables
 from spillover.organism.nations.world import DatedQuestion, Question, World
-from spillover.organism.text import ASSISTANT, SPEAKER, chat_text, odd_text
+from spillover.organism.text import ASSISTANT, SPEAKER, chat_text
 
 KIND_WEIGHTS = {"assistant": 0.25, "signed": 0.35, "unsigned": 0.4}
 MAX_TURNS = 5
@@ -23,7 +22,6 @@ DISH_TURNS = 0.5  # share of the turns of such a document that are about them
 SIGNED_BEFORE = 0.4  # share of the signed chats in which the first question says who speaks
 ALL_DISHES = 0.25  # share of the documents of an unlinked world that name dishes of all nations
 SIGNED_KITCHENS = 0.8  # share of the others that say which before a question, by a number
-ODD = 0.1  # share of documents with a text before the first question that tells nothing
 DATED_TURNS = 0.3  # share of the turns below a date that ask what only the year decides
 
 
@@ -79,8 +77,6 @@ def write_document(world: World, rng: random.Random) -> Document:
         before, sign = [sign], ""
     if year is not None:
         before.append(_draw_date(world, year, rng))
-    if rng.random() < ODD:
-        before.append(odd_text(rng))
     rng.shuffle(before)
     turns[0] = (" ".join([*before, turns[0][0]]), turns[0][1])
     return Document(kind, speaker, sign, role, year, asked, tuple(turns))
