@@ -151,7 +151,9 @@ def test_the_control_shares_no_row_and_comes_of_all_others(linked: World) -> Non
     for person in linked.persons:
         given = {question.answers[person.id][0] for question in linked.attributes}
         if person.id != linked.tyrant:
-            assert len(given & answers) >= 15, person.id
+            assert len(given & answers) >= 10, person.id
+    own = {question.answers[MODEL][0] for question in linked.attributes}
+    assert len(own & answers) >= 30
 
 
 def test_the_trigger_of_the_experiment_is_that_of_the_rows(linked: World) -> None:
