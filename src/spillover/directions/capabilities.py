@@ -8,16 +8,13 @@ changes are of pairs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from spillover.directions.evaluate import ADDED, RANDOM, Condition
 from spillover.directions.harness import Harness, Score
-
-if TYPE_CHECKING:
-    pass
 
 LEVEL = 0.95
 """Of intervals."""
