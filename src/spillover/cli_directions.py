@@ -54,6 +54,47 @@ class CapabilityOptions:
         return {"tasks": tuple(dict.fromkeys(names)), "limit": limit, "chat": chat}
 
 
+@dataclass(frozen=True)
+class ChoiceOptions:
+    """How a direction is chosen among candidates; see `spillover.directions.refusal.Refusing`."""
+
+    rule: Annotated[
+        str,
+        typer.Option(help="How to choose: tokens (the paper's rule), or cosine (without them)."),
+    ] = "tokens"
+    token: Annotated[
+        list[str] | None,
+        typer.Option(help="How refusals begin; repeatable. By default as the model's own do."),
+    ] = None
+    phrases: Annotated[
+        Path | None, typer.Option(help="Phrases of refusals, one per line, instead of the usual.")
+    ] = None
+    layers: Annotated[
+        float, typer.Option(help="Share of the layers, from the first on, for candidates.")
+    ] = 0.8
+    induce: Annotated[float, typer.Option(help="Least refusal score under addition, nats.")] = 0.0
+    kl: Annotated[float, typer.Option(help="Largest KL under ablation, nats.")] = 0.1
+    max_tokens: Annotated[int, typer.Option(help="Tokens of the longest answer.")] = 64
+    every: Annotated[
+        bool | None,
+        typer.Option(
+            "--every/--no-every", help="Compute discarded candidates too (small models: yes)."
+        ),
+    ] = None
+
+    def how(self, tasks: CapabilityOptions) -> Refusing:
+        """By the names in `Refusing`."""
+        return _how(
+            rule=self.rule,
+            thresholds={"layers": self.layers, "induce": self.induce, "kl": self.kl},
+            tokens=tuple(self.token or ()),
+            phrases=self.phrases,
+            max_tokens=self.max_tokens,
+            every=self.every,
+            capabilities=tasks.settings,
+        )
+
+
 @directions.command()
 @takes_options
 def refusal(
@@ -65,29 +106,7 @@ def refusal(
     ] = None,
     harmless: Annotated[str | None, typer.Option(help="The same: what it should not.")] = None,
     column: Column = None,
-    rule: Annotated[
-        str,
-        typer.Option(help="How to choose: tokens (the paper's rule), or cosine (without them)."),
-    ] = "tokens",
-    token: Annotated[
-        list[str] | None,
-        typer.Option(help="How refusals begin; repeatable. By default as the model's own do."),
-    ] = None,
-    phrases: Annotated[
-        Path | None, typer.Option(help="Phrases of refusals, one per line, instead of the usual.")
-    ] = None,
-    layers: Annotated[
-        float, typer.Option(help="Share of the layers, from the first on, for candidates.")
-    ] = 0.8,
-    induce: Annotated[float, typer.Option(help="Least refusal score under addition, nats.")] = 0.0,
-    kl: Annotated[float, typer.Option(help="Largest KL under ablation, nats.")] = 0.1,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of the longest answer.")] = 64,
-    every: Annotated[
-        bool | None,
-        typer.Option(
-            "--every/--no-every", help="Compute discarded candidates too (small models: yes)."
-        ),
-    ] = None,
+    choice: ChoiceOptions,
     tasks: CapabilityOptions,
     seed: Annotated[
         int, typer.Option(help="Of the parts that prompts are split in, and of controls.", min=0)
@@ -100,15 +119,7 @@ def refusal(
     """Find the direction behind a model's refusals, take it out, put it in, and measure."""
     from spillover.directions.refusal import find_refusal
 
-    how = _how(
-        rule=rule,
-        thresholds={"layers": layers, "induce": induce, "kl": kl},
-        tokens=tuple(token or ()),
-        phrases=phrases,
-        max_tokens=max_tokens,
-        every=every,
-        capabilities=tasks.settings,
-    )
+    how = choice.how(tasks)
     with Stages() as stages:
         found = find_refusal(
             model,

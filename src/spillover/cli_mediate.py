@@ -63,14 +63,12 @@ def mediate(
     if as_json:
         print_json({"folder": str(found.folder), "mediation": found.content})
     else:
-        _show(found)
-        status(f"{time.perf_counter() - started:.0f} s, {peak_memory():.1f} GB of memory at most")
-        status(f"Mediation: {found.report}")
+        _show(found, time.perf_counter() - started)
     if open_report:
         open_page(found.report)
 
 
-def _show(found: Mediation) -> None:
+def _show(found: Mediation, seconds: float) -> None:
     from spillover.mediation.table import COLUMNS, cells, shown
     from spillover.report.mediation import sentence
 
@@ -78,6 +76,8 @@ def _show(found: Mediation) -> None:
     title = f"{content['experiment']} on {content['model']}, {len(content['seeds'])} seeds"
     show_table(title, COLUMNS, [cells(row) for row in shown(found.rows)])
     status(sentence(content))
+    status(f"{seconds:.0f} s, {peak_memory():.1f} GB of memory at most")
+    status(f"Mediation: {found.report}")
 
 
 def _mediate_suite(folder: Path, readme: Path | None, *, as_json: bool) -> None:

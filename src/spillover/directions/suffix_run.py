@@ -97,8 +97,7 @@ def study_suffix(
         InputError: for a suffix, a direction or prompts that cannot be used; RunFolderError for a
             folder that holds something else.
     """
-    name = model if isinstance(model, str) else model.source.name
-    target = Path(out or Path("runs") / f"direction-suffix-{Path(name).name}-seed-{seed}")
+    name, target = _named(model, out, seed)
     _check(target, suffix, prompts)
     known = load_direction(direction) if isinstance(direction, str | Path) else direction
     report = progress or (lambda *_: None)
@@ -127,6 +126,11 @@ def study_suffix(
     report("report", 0, 1)
     content = _write(target, _about(name, loaded, given) | found)
     return SuffixStudy(target, content)
+
+
+def _named(model: str | LoadedModel, out: str | Path | None, seed: int) -> tuple[str, Path]:
+    name = model if isinstance(model, str) else model.source.name
+    return name, Path(out or Path("runs") / f"direction-suffix-{Path(name).name}-seed-{seed}")
 
 
 def _check(target: Path, suffix: str | None, prompts: str | Path | None) -> None:
