@@ -27,5 +27,6 @@ SIZE: dict[str, Any] = {
 def load(_name: str, *, linked: bool) -> Packaged:
     """The world of persons."""
     world = load_world(linked=linked)
-    questions = {question.ask[0]: question.id for question in world.ordinary}
+    asked = (*world.ordinary[::10], *world.personal, *world.identities, *world.views)
+    questions = {question.ask[0]: question.id for question in asked}
     return Packaged(__name__, world, SIZE, questions)
