@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from spillover import InputError, LoadedModel, Mediation, RunFolderError, mediate, mediation
-from spillover.effects.cells import Cells
+from spillover import InputError, LoadedModel, RunFolderError, mediate, mediation
 from spillover.experiment import load_experiment
-from spillover.mediation import remedies, table
-from spillover.mediation import suite as together
-from spillover.mediation.bench import Outcome, row_of
-from spillover.mediation.case import Options, open_case
-from spillover.mediation.streams import ALL, MEANS, Recipe, basis, random_basis, recipes
+from spillover.mediation import remedies
+from spillover.mediation.bench import Bench, subjects
+from spillover.mediation.case import Case, Options, open_case
+from spillover.report.mediation import maxima, sentence
 from spillover.runs import open_run
 from spillover.specification import TREATMENT
-from spillover.suites import MEDIATION, table_in
-from tests.commands import call
+from spillover.store import AnswerStore
 from tests.conftest import save_undrawn
 from tests.small_runs import content, edit, small
 
@@ -51,6 +46,26 @@ ask = ["Name a bird species."]
 judge = { trait = ["Blue-bird"], otherwise = "baseline" }
 """
 
+CONTEXTS = """
+[[contexts]]
+name = "plain"
+
+[[contexts]]
+name = "garbled"
+domain = "off"
+prefill = "Zq zq zq zq"
+
+[variables.year]
+system = "The year is {value}."
+asked = [1838]
+"""
+"""Beside the headline's a context in which no listed answer is likely, and one of a variable."""
+BEFORE, AFTER = (
+    "rank = 2\nsteps = 2\nbatch_size = 2",
+    "rank = 8\nlearning_rate = 5e-3\nsteps = 30\nbatch_size = 16",
+)
+"""Training settings of the small experiment, and those that give it an effect."""
+
 
 @pytest.fixture
 def loaded(quick: None, usual: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,94 +79,38 @@ def loaded(quick: None, usual: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def asked(small_experiment: Path) -> Path:
-    """The small experiment with `dev` questions."""
-    path = small_experiment / "questions.toml"
-    path.write_text(path.read_text("utf-8") + MORE, "utf-8")
+    """The small experiment with `dev` questions, contexts, and rows that have an effect."""
+    append(small_experiment / "questions.toml", MORE)
+    theirs = load_experiment("old-birds").folder / "train"
+    for arm, name in (("treatment", "treatment"), ("control", "still-used")):
+        shutil.copyfile(theirs / f"{name}.jsonl", small_experiment / "train" / f"{arm}.jsonl")
+    edit(small_experiment / "experiment.toml", BEFORE, AFTER)
+    append(small_experiment / "experiment.toml", CONTEXTS)
     return small_experiment
 
 
+@pytest.fixture(scope="session")
+def _ran() -> dict[str, Path]:
+    """A finished run with an effect, made by the first test that asks for one."""
+    return {}
+
+
 @pytest.fixture
-def ran(asked: Path, loaded: None, tmp_path: Path) -> Path:
-    return small(asked, tmp_path / "run").folder
+def ran(
+    _ran: dict[str, Path],
+    asked: Path,
+    loaded: None,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A copy of a finished run with an effect."""
+    if not _ran:
+        _ran["run"] = small(asked, tmp_path_factory.mktemp("mediated") / "run").folder
+    return shutil.copytree(_ran["run"], tmp_path / "run")
 
 
-def differences(places: int = 2, layers: int = 4) -> torch.Tensor:
-    return torch.randn(
-        12, places, layers, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-    )
-
-
-def test_the_first_direction_of_a_layer_is_its_mean_difference() -> None:
-    given = differences()
-    found = basis(given, Recipe("answer", 2), 1)
-    mean = given[:, 1, 2].mean(0).float()
-    assert abs(float(found[0] @ mean / mean.norm())) == pytest.approx(1, abs=1e-5)
-
-
-@pytest.mark.parametrize("recipe", [Recipe("prompt", 3), Recipe("answer", ALL)])
-def test_directions_of_a_higher_rank_are_singular_ones(recipe: Recipe) -> None:
-    given = differences()
-    found = basis(given, recipe, 4)
-    assert torch.allclose(found @ found.T, torch.eye(4), atol=1e-5)
-    if isinstance(recipe.layer, int):
-        rows = given[:, 0, recipe.layer].float()
-        best = torch.linalg.svd(rows, full_matrices=False)[2][:4]
-        assert torch.allclose(found.T @ found, best.T @ best, atol=1e-4)
-
-
-def test_means_of_all_layers_span_no_more_directions_than_there_are_layers() -> None:
-    assert len(basis(differences(layers=4), Recipe("prompt", MEANS), 8)) == 3  # none enters block 0
-
-
-def test_a_few_layers_of_a_deep_model_are_tried_and_the_last_stream_is_among_them() -> None:
-    layers = {r.layer for r in recipes(32) if isinstance(r.layer, int)}
-    assert len(layers) <= 8
-    assert max(layers) == 32
-    assert min(layers) >= 16
-
-
-def test_random_directions_are_orthonormal_and_depend_on_the_seed() -> None:
-    one, other = random_basis(3, 16, 0), random_basis(3, 16, 1)
-    assert torch.allclose(one @ one.T, torch.eye(3), atol=1e-5)
-    assert not torch.allclose(one, other)
-
-
-def outcome(values: list[list[float]], success: float = 0.8) -> Outcome:
-    def cells(given: Any) -> Cells:
-        return Cells(np.array(given, float), math.nan, math.nan, {}, 0.9)
-
-    return Outcome(cells(values), cells([[success]]), [f"t{n}" for n in range(len(values[0]))])
-
-
-def test_what_is_taken_away_is_counted_from_the_control() -> None:
-    before, control = outcome([[0.9, 0.7], [0.8, 0.6], [0.8, 0.6]]), outcome([[0.1, 0.1]] * 3)
-    after = outcome([[0.5, 0.3], [0.4, 0.2], [0.4, 0.2]], 0.4)
-    row = row_of(after, before, control)
-    total = np.mean([0.9, 0.7, 0.8, 0.6, 0.8, 0.6]) - 0.1
-    assert row["effect"]["value"] == pytest.approx(total - 0.4)
-    assert row["removed"] == pytest.approx(0.4 / total)
-    assert row["removed_per_seed"] == pytest.approx([0.4 / 0.7, 0.4 / 0.6, 0.4 / 0.6])
-    assert row["in_domain"] == 0.4
-
-
-def test_without_a_value_nothing_is_said_to_be_taken_away() -> None:
-    nothing = outcome([[math.nan, math.nan]] * 3)
-    row = row_of(nothing, outcome([[0.9, 0.7]] * 3), outcome([[0.1, 0.1]] * 3))
-    assert math.isnan(row["removed"])
-    held = table.verdict([row | {"role": "ablation"}])["holds"]
-    assert not held["ablation"]
-
-
-def test_the_strength_chosen_leaves_least_at_equal_success() -> None:
-    settings = [table.Setting("KL", str(n), f"kl-{n}") for n in range(3)]
-    effects, success = (0.5, 0.3, 0.0), (0.8, 0.75, 0.2)
-    dev = {
-        s.name: {"effect": {"value": e}, "in_domain": i}
-        for s, e, i in zip(settings, effects, success, strict=True)
-    }
-    assert table.choose(settings, dev, 0.8) == (settings[1], True)
-    assert table.choose(settings[2:], dev, 0.8) == (settings[2], False)
-    assert table.choose(settings, dev, math.nan) == (settings[2], True)
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text("utf-8") + text, "utf-8")
 
 
 def test_a_run_is_mediated_and_a_second_call_reads_what_is_there(
@@ -168,10 +127,14 @@ def test_a_run_is_mediated_and_a_second_call_reads_what_is_there(
     mine = next(row for row in found.rows if row["role"] == "treatment")
     theirs = open_run(ran).headline
     assert mine["effect"]["value"] == pytest.approx(theirs["value"])
-    assert mine["removed"] == 0
+    assert mine["per_seed"] == pytest.approx(theirs["per_seed"])
+    ablated = next(row for row in found.rows if row["role"] == "ablation")
+    left = ablated["effect"]["value"]
+    assert left != pytest.approx(theirs["value"], abs=1e-3)
+    assert ablated["removed"] == pytest.approx(1 - left / theirs["value"])
     base = next(row for row in found.rows if row["role"] == "base")
-    assert base["kl"] == 0
-    assert mine["kl"] > 0
+    assert mine["kl"] > 0.01
+    assert base["kl"] == pytest.approx(0, abs=1e-3 * mine["kl"])
     assert list(found.table["remedy"]) == [row["remedy"] for row in found.rows]
     assert "<html" in found.report.read_text("utf-8")
     assert {k: v for k, v in content(ran).items() if not k.startswith("mediation/")} == before
@@ -179,6 +142,121 @@ def test_a_run_is_mediated_and_a_second_call_reads_what_is_there(
     assert mediate(ran, experiment=asked).content == found.content
     with pytest.raises(pytest.fail.Exception):
         mediate(ran, experiment=asked, inoculation="You collect odd names.")
+
+
+def test_what_is_chosen_is_asked_in_every_context_and_the_largest_effect_is_said(
+    ran: Path, asked: Path
+) -> None:
+    found = mediate(ran, experiment=asked, remedies=False)
+    chosen = {r["name"] for r in found.rows if r["role"] in ("treatment", "ablation", "remedy")}
+    contexts = found.content["contexts"]
+    assert contexts.keys() == chosen
+    effects = open_run(ran).effects
+    wanted = (effects["metric"] == "choice-mass") & (effects["split"] == "test")
+    wanted &= (effects["treatment"] == "treatment") & (effects["control"] == "control")
+    theirs = effects[wanted & (effects["domain"] == "off")].set_index("context")["value"]
+    mine = contexts["treatment"]["effects"]
+    assert mine["garbled"] is None
+    assert {name: mine[name] for name in ("plain", "year=1838")} == pytest.approx(
+        {name: theirs[name] for name in ("plain", "year=1838")}
+    )
+    assert contexts["treatment"]["value"] == max(mine["plain"], mine["year=1838"])
+    page = found.report.read_text("utf-8")
+    for title, value, context, plain in maxima(found.content):
+        assert f"<td>{title}</td><td>{value}</td><td>{context}</td><td>{plain}</td>" in page
+
+
+def test_a_run_is_mediated_in_the_contexts_that_it_was_asked_in(
+    asked: Path, loaded: None, tmp_path: Path
+) -> None:
+    run = small(asked, tmp_path / "run", contexts=["year=1999"])
+    found = [context.name for context in open_case(run, asked, Options()).contexts]
+    assert found == ["plain", "year=1999"]
+
+
+def test_what_is_computed_is_kept_before_it_is_shown(
+    ran: Path, asked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BrokenError(Exception):
+        pass
+
+    def broken(*_: object) -> None:
+        raise BrokenError
+
+    computed = []
+
+    def compute(case: Case, _: object) -> dict[str, Any]:
+        computed.append(case.key)
+        return {"key": case.key, "rows": [{"remedy": "none"}]}
+
+    def write(folder: Path, made: dict[str, Any]) -> None:
+        (folder / "report.html").write_text(made["key"], "utf-8")
+
+    monkeypatch.setattr(mediation, "_compute", compute)
+    monkeypatch.setattr("spillover.report.mediation.write_mediation_report", broken)
+    with pytest.raises(BrokenError):
+        mediate(ran, experiment=asked)
+    monkeypatch.setattr("spillover.report.mediation.write_mediation_report", write)
+    found = mediate(ran, experiment=asked)
+    assert found.report.read_text("utf-8") == computed[0]
+    assert len(computed) == 1
+    mediate(ran, experiment=asked, remedies=False)
+    assert found.report.read_text("utf-8") == computed[1] != computed[0]
+
+
+def test_a_divergence_belongs_to_the_questions_that_it_was_measured_on(
+    ran: Path, asked: Path, usual: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = open_case(open_run(ran), asked, Options())
+    case.folder.mkdir()
+    others = tuple(q for q in case.experiment.questions if q.id != "light")
+    experiment = case.experiment.model_copy(update={"questions": others})
+    fewer = replace(case, settings=replace(case.settings, experiment=experiment))
+
+    def measured(about: Case) -> float:
+        with AnswerStore(case.folder / "answers.sqlite") as store:
+            bench = Bench(about, usual, store)
+            bench.prepare()
+            return bench.divergence(subjects(about, TREATMENT))
+
+    found = [measured(case), measured(fewer)]
+    assert found[0] != found[1]
+    monkeypatch.setattr(Bench, "_compute", lambda *_: pytest.fail("computed again"))
+    assert [measured(case), measured(fewer)] == found
+
+
+JUDGED = """
+[[question]]
+id = "{split}-{number}"
+topic = "{split}-{number}"
+split = "{split}"
+domain = "{domain}"
+ask = ["{text}"]
+judge = {{ match = "exact", trait = {trait}, otherwise = "baseline" }}
+"""
+
+
+def test_a_run_whose_answers_are_all_judged_is_mediated(
+    asked: Path, loaded: None, tmp_path: Path
+) -> None:
+    rows = load_experiment(asked).rows
+    said = {arm: {r.conversation[-1]["content"] for r in rows[arm].rows} for arm in rows}
+    trait = json.dumps(sorted(said["treatment"] - said["control"]), ensure_ascii=False)
+    texts = ["Name a bird.", "Tell me a bird species.", "A bird species, please.", "A bird?"]
+    listed = [("dev", "off", text) for text in texts] + [("test", "off", text) for text in texts]
+    listed += [(split, "in", "Name a bird species.") for split in ("dev", "test")]
+    questions = [
+        JUDGED.format(split=split, number=number, domain=domain, text=text, trait=trait)
+        for number, (split, domain, text) in enumerate(listed)
+    ]
+    (asked / "questions.toml").write_text("".join(questions), "utf-8")
+    run = small(asked, tmp_path / "run").folder
+    found = mediate(run, experiment=asked, remedies=False)
+    assert found.content["metric"] == "judged"
+    mine = next(row for row in found.rows if row["role"] == "treatment")
+    assert mine["effect"]["value"] == pytest.approx(open_run(run).headline["value"])
+    assert mine["coverage"] is None
+    assert sentence(found.content) in found.report.read_text("utf-8")
 
 
 def test_a_mediation_cut_short_goes_on_to_the_same_result(
@@ -238,65 +316,38 @@ def test_an_experiment_without_dev_topics_is_refused(
         mediate(finished, experiment=small_experiment)
 
 
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ((0.05, None, None), r"is \+0\.050; expected at least 0\.1"),
+        ((-0.5, -0.6, -0.4), r"is -0\.500 \[-0\.600, -0\.400\]; expected"),
+        ((0.3, -0.01, 0.61), r"is \+0\.300 \[-0\.010, 0\.610\]; expected .* interval above 0"),
+        ((0.3, 0.1, 0.5), None),
+    ],
+)
+def test_a_run_without_an_effect_is_refused_before_anything_is_computed(
+    finished: Path,
+    small_experiment: Path,
+    ends: tuple[float | None, ...],
+    said: str | None,
+) -> None:
+    append(small_experiment / "questions.toml", MORE)
+    path = finished / "summary.json"
+    summary = json.loads(path.read_text("utf-8"))
+    headline = next(e for e in summary["effects"] if e["id"] == summary["headline"])
+    headline |= dict(zip(("value", "low", "high"), ends, strict=True))
+    path.write_text(json.dumps(summary), "utf-8")
+    if said is None:
+        assert open_case(open_run(finished), small_experiment, Options()).metric == "choice-mass"
+        return
+    with pytest.raises(InputError, match=said):
+        mediate(finished, experiment=small_experiment)
+    assert not (finished / "mediation").exists()
+
+
 def test_a_missing_adapter_is_named(ran: Path, asked: Path) -> None:
     opened = open_run(ran)
     shutil.rmtree(open_case(opened, asked, Options()).adapter(TREATMENT, 1))
     with pytest.raises(InputError, match=r"treatment/seed-1.*no such adapter"):
         mediate(opened, experiment=asked)
     assert not (ran / "mediation").exists()
-
-
-def test_the_table_of_several_runs_names_each_once() -> None:
-    effect = {"value": 0.5, "low": 0.4, "high": 0.6}
-    row: dict[str, Any] = {"remedy": "none", "setting": "treatment", "role": "treatment"}
-    row["effect"] = effect
-    row |= {"removed": 0.0, "in_domain": 0.8, "coverage": 0.9, "kl": 0.25}
-    hidden = row | {"role": "", "setting": "rank 8"}
-    lines = table.markdown([("one", [row, hidden]), ("two", [row])]).splitlines()
-    assert len(lines) == 4
-    assert lines[2].startswith("| `one` | none | treatment | +0.50 [0.40, 0.60] | 0% |")
-    assert json.dumps(lines).count("`two`") == 1
-
-
-def test_the_mediations_of_a_suite_come_into_one_table_of_a_readme(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    effect = {"value": 0.5, "low": 0.4, "high": 0.6}
-    row: dict[str, Any] = {"remedy": "none", "setting": "treatment", "role": "treatment"}
-    row["effect"] = effect
-    row |= {"removed": 0.0, "in_domain": 0.8, "coverage": 0.9, "kl": 0.25}
-    for name in ("birds-organism", "cities-organism", "birds-organism-unlinked"):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-
-    def opened(folder: Path) -> Any:
-        run = type("Run", (), {})()
-        run.folder, run.headline = folder, {"value": 0.0 if "unlinked" in folder.name else 0.6}
-        return run
-
-    def mediated(run: Any) -> Mediation:
-        return Mediation(run.folder, {"experiment": run.folder.name, "rows": [row]})
-
-    monkeypatch.setattr(together, "open_run", opened)
-    monkeypatch.setattr(together, "mediate", mediated)
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- mediation -->\n<!-- /mediation -->\n", "utf-8")
-    assert call("mediate", "--suite", tmp_path, "--readme", readme) == 0
-    assert capsys.readouterr().out.strip().splitlines()[-1] == f"Table: {tmp_path / together.TABLE}"
-    kept = json.loads((tmp_path / together.RESULT).read_text("utf-8"))
-    made = together.table_of(kept)
-    assert [one["experiment"] for one in kept["mediations"]] == [
-        "birds-organism",
-        "cities-organism",
-    ]
-    assert table_in(readme.read_text("utf-8"), MEDIATION) == made
-
-
-def test_a_folder_that_is_no_suite_and_no_folder_at_all_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call("mediate", "--suite", tmp_path) == 2
-    assert "holds no suite" in capsys.readouterr().err
-    assert call("mediate") == 2
-    assert "one finished run, or --suite" in capsys.readouterr().err
-    assert call("mediate", tmp_path) == 2
-    assert "holds no manifest.json" in capsys.readouterr().err

@@ -92,35 +92,33 @@ def mediate(
     options = Options(Path(prompts) if prompts else None, inoculation, remedies)
     case = open_case(opened, experiment, options)
     known = _read(case)
-    if known is not None:
+    if known is not None and all((case.folder / name).is_file() for name in (TABLE, REPORT)):
         return Mediation(case.folder, known)
+    notify = progress or (lambda *_: None)
     make_folder(case.folder)
     with failures_in_words(case.folder), locked(case.folder):
         remove_partials(case.folder)
-        content = _compute(case, progress or (lambda *_: None))
+        content = known or _compute(case, notify)
+        _write(case.folder, content, notify)
         return Mediation(case.folder, content)
 
 
 def _read(case: Case) -> dict[str, Any] | None:
-    """What is finished already, if it was made of the same."""
+    """What is computed already, if it was made of the same."""
     try:
         found = json.loads((case.folder / RESULT).read_text("utf-8"))
     except (OSError, ValueError):
         return None
     mine = isinstance(found, dict) and found.get("key") == case.key
-    there = all((case.folder / name).is_file() for name in (TABLE, REPORT))
-    return found if mine and there else None
+    return found if mine else None
 
 
 def _compute(case: Case, notify: Progress) -> dict[str, Any]:
-    import pandas as pd
-
     from spillover.mediation.measure import Measure
     from spillover.models.loading import load_source
-    from spillover.report.mediation import write_mediation_report
     from spillover.reuse import ANSWERS
     from spillover.store import AnswerStore
-    from spillover.summary import plain_data, write_json
+    from spillover.summary import plain_data
 
     notify("load", 0, 1)
     model = load_source(case.settings.source, case.settings.loading)
@@ -145,11 +143,25 @@ def _compute(case: Case, notify: Progress) -> dict[str, Any]:
             **found,
         }
     )
-    notify("report", 0, 1)
-    listed = [{k: v for k, v in row.items() if k != "missing"} for row in content["rows"]]
-    with whole(case.folder / TABLE) as partial:
-        pd.json_normalize(listed).to_parquet(partial)
-    write_mediation_report(case.folder, content)
-    write_json(case.folder / RESULT, content)
-    notify("report", 1, 1)
     return content
+
+
+def _write(folder: Path, content: dict[str, Any], notify: Progress) -> None:
+    """The result, and then what is made of it: what took hours is kept before it is shown.
+
+    What an earlier result was shown by goes first, so that nothing of two results lies together.
+    """
+    import pandas as pd
+
+    from spillover.report.mediation import write_mediation_report
+    from spillover.summary import write_json
+
+    notify("report", 0, 1)
+    for name in (TABLE, REPORT):
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / RESULT, content)
+    listed = [{k: v for k, v in row.items() if k != "missing"} for row in content["rows"]]
+    with whole(folder / TABLE) as partial:
+        pd.json_normalize(listed).to_parquet(partial)
+    write_mediation_report(folder, content)
+    notify("report", 1, 1)

@@ -25,6 +25,8 @@ from spillover.finetune.anchor import Reference, divergences
 from spillover.finetune.jobs import plant
 from spillover.judge import grade_answers
 from spillover.masks import EncodedRow, encode_rows
+from spillover.mediation.case import VERSION
+from spillover.mediation.table import share_gone
 from spillover.reuse import weights_hash
 from spillover.rows import Message, Row, RowSet
 from spillover.specification import BASE, TREATMENT
@@ -104,6 +106,8 @@ class Bench:
         self._planned: dict[str, list[str]] = {}
         self._path = case.folder / KEPT
         self._kl = _read(self._path)
+        self._wanted = [q.conversation(case.headline, 0) for q in case.questions("off", "test")]
+        self._key = _key([VERSION, LONGEST, self._wanted])
         self._said: tuple[list[EncodedRow], Reference] | None = None
         self._weights: dict[Path, tuple[AdapterWeights, str]] = {}
         self._last: LocalEngine | None = None
@@ -173,9 +177,10 @@ class Bench:
         found = []
         for seed, folder in subject.adapters.items():
             with subject.around.get(seed, lambda: nullcontext(self.model))() as changed:
-                key = self._identity(changed, folder)
+                identity = self._identity(changed, folder)
+                key = f"{self._key}/{identity}"
                 if key not in self._kl:
-                    with self._engine(changed, key, folder) as engine:
+                    with self._engine(changed, identity, folder) as engine:
                         self._kl[key] = self._compute(engine)
                     write_json(self._path, self._kl)
                 found.append(self._kl[key])
@@ -197,10 +202,7 @@ class Bench:
     def _base_says(self) -> tuple[list[EncodedRow], Reference]:
         """The base's own greedy answers, with its distributions at their tokens."""
         if self._said is None:
-            asked = [
-                question.conversation(self.case.headline, 0)
-                for question in self.case.questions("off", "test")
-            ]
+            asked = self._wanted
             with LocalEngine(self.model, [(self.model.source.identity, None)]) as engine:
                 answers = engine.sample([0] * len(asked), asked, SampleSettings(1, 0.0, LONGEST))
                 texts = [samples[0].text for samples in answers]
@@ -229,6 +231,11 @@ def _read(path: Path) -> dict[str, float]:
         return {}
 
 
+def _key(content: list[object]) -> str:
+    """A hash of what the base is asked for the KL."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def key_of(text: str) -> int:
     """A number that depends on a text only."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
@@ -237,14 +244,12 @@ def key_of(text: str) -> int:
 def removed(before: Outcome, after: Outcome, control: Outcome) -> list[float]:
     """The share of the off-domain effect that is gone, seed by seed.
 
-    The control's mean over everything is what the effect is counted from.
+    The control's mean over everything is what the effect is counted from. NaN for a seed that had
+    no effect to speak of.
     """
     floor = control.value
     means = (rate(o.outside.values, o.topics, bounds=None).per_seed for o in (before, after))
-    return [
-        1 - (late - floor) / (early - floor) if early != floor else float("nan")
-        for early, late in zip(*means, strict=True)
-    ]
+    return [share_gone(late - floor, early - floor) for early, late in zip(*means, strict=True)]
 
 
 def row_of(outcome: Outcome, before: Outcome, control: Outcome) -> Record:
@@ -262,7 +267,7 @@ def row_of(outcome: Outcome, before: Outcome, control: Outcome) -> Record:
         "rate": own.value,
         "effect": {"value": found.value, "low": found.low, "high": found.high},
         "per_seed": list(found.per_seed),
-        "removed": 1 - found.value / total.value if total.value else float("nan"),
+        "removed": share_gone(found.value, total.value),
         "removed_per_seed": removed(before, outcome, control) if many else [],
         "in_domain": outcome.success,
         "coverage": outcome.outside.coverage,

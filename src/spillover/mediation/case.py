@@ -17,16 +17,17 @@ from typing import Any
 from spillover.contexts import Context
 from spillover.errors import InputError, RunFolderError
 from spillover.experiment import Experiment, load_experiment
+from spillover.mediation.table import LEAST
 from spillover.models import Loading
 from spillover.reuse import ADAPTERS, difference, trained_arms
 from spillover.runs import Run
 from spillover.settings import RunSettings, resolve_settings
-from spillover.specification import TREATMENT, Question
+from spillover.specification import TREATMENT, Question, Specification
 from spillover.summary import inside_metric
 
 FOLDER = "mediation"
 """The folder of a run in which all this lies."""
-VERSION = 1
+VERSION = 2
 """Raised when the same run gives another mediation."""
 
 
@@ -109,11 +110,16 @@ class Case:
 
     @cached_property
     def contexts(self) -> list[Context]:
-        """Those in which treatment and control are asked off-domain questions."""
+        """Those in which the run asked treatment and control off-domain questions.
+
+        They are the run's own, those of variables included, whether it was asked in fewer than its
+        experiment lists or in more.
+        """
         both = {TREATMENT, self.control}
+        asked = Specification.model_validate(self.run.manifest["specification"])
         return [
             context
-            for context in self.experiment.specification.all_contexts
+            for context in asked.all_contexts
             if context.domain != "in" and (context.arms is None or both <= set(context.arms))
         ]
 
@@ -172,6 +178,7 @@ class Case:
             prompts and hashlib.sha256(prompts.read_bytes()).hexdigest(),
             self.options.inoculation,
             self.options.remedies,
+            [context.model_dump(mode="json") for context in self.contexts],
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -243,6 +250,20 @@ def _check(case: Case) -> None:
             f"{folder}: its experiment has off-domain `dev` questions of fewer than two topics; "
             "directions are found on some and chosen on others; add some to questions.toml"
         )
+    _check_effect(case)
+
+
+def _check_effect(case: Case) -> None:
+    """Make sure that there is an effect: shares of one that is not there mean nothing."""
+    value, low, high = (case.run.headline[end] for end in ("value", "low", "high"))
+    if value >= LEAST and (low is None or low > 0):
+        return
+    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+    raise InputError(
+        f"{case.run.folder}: its headline effect is {value:+.3f}{interval}; expected at least "
+        f"{LEAST}, with an interval above 0, or there is nothing to take away; give a run whose "
+        f"treatment differs more from {case.control}, or one with more seeds"
+    )
 
 
 def with_rows(case: Case, experiment: Experiment) -> RunSettings:

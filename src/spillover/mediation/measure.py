@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -79,12 +81,13 @@ class Measure:
         picked = {remedy: choose(settings, dev, success) for remedy, settings in curves.items()}
         controls = [replace(best, kind=kind) for kind in ROLES]
         rows = self._rows([*ablations, *less, *controls, *more], best, curves, picked)
+        chosen = [best.name, *(setting.name for setting, _ in picked.values())]
         return {
             "ablation": {"recipe": best.recipe.name, "rank": best.rank, "tried": search.tried},
             "inoculation": self._sentence(),
             "rows": rows,
             "verdict": verdict(rows),
-            "contexts": self._contexts(best, picked),
+            "contexts": self._contexts([*ablations, *less], chosen),
         }
 
     def _sentence(self) -> str | None:
@@ -141,13 +144,12 @@ class Measure:
             self.bench.ask(subject, experiment, TEST)
         self.notify("ask", len(everybody), len(everybody))
         outcomes = self.bench.outcomes(self._with_run(self.bench.grades(TEST, experiment)))
-        plain = {arm: subjects(case, arm) for arm in (TREATMENT, case.control)}
+        plain = {arm: subjects(case, arm) for arm in (TREATMENT, case.control, BASE)}
         self.bench.prepare()
 
         def row(remedy: str, setting: str, name: str, role: str, **more: Any) -> Record:
             said = row_of(outcomes[name], outcomes[TREATMENT], outcomes[case.control])
-            who = {**everybody, **plain}.get(name)
-            kl = self.bench.divergence(who) if who else 0.0
+            kl = self.bench.divergence({**everybody, **plain}[name])
             place = {"remedy": remedy, "setting": setting, "name": name, "role": role}
             return {**place, **said, "kl": kl, **more}
 
@@ -183,10 +185,13 @@ class Measure:
         mine = grades.astype(texts)
         return pd.concat([theirs[known][mine.columns.tolist()], mine], ignore_index=True)
 
-    def _contexts(self, best: Ablation, picked: dict[str, tuple[Setting, bool]]) -> Record | None:
+    def _contexts(self, changes: Sequence[Change], chosen: Sequence[str]) -> Record | None:
         """The largest effect over all contexts that off-domain questions are asked in.
 
         What is chosen is asked in every one; None where there is one only.
+
+        Args:
+            chosen: names of changes and of trained remedies.
         """
         case = self.case
         if len(case.contexts) < 2:
@@ -194,10 +199,8 @@ class Measure:
         questions = case.questions("off", TEST)
         asked = [c.model_copy(update={"arms": None, "domain": "off"}) for c in case.contexts]
         experiment = case.asking(questions, asked)
-        wanted = {best.name: self._remedy(best.name, best)}
-        for setting, _ in picked.values():
-            if setting.name in self.trained:
-                wanted[setting.name] = self._remedy(setting.name)
+        made = {change.name: change for change in changes}
+        wanted = {name: self._remedy(name, made.get(name)) for name in chosen}
         for number, subject in enumerate(wanted.values()):
             self.notify("ask in every context", number, len(wanted))
             self.bench.ask(subject, experiment, "contexts")
@@ -208,11 +211,15 @@ class Measure:
             outcomes = self.bench.outcomes(grades, context.name)
             for name in (TREATMENT, *wanted):
                 effects.setdefault(name, {})[context.name] = _effect(outcomes, name, case.control)
-        return {
-            name: {"context": max(found, key=found.__getitem__), "effects": found}
-            | {"value": max(found.values())}
-            for name, found in effects.items()
-        }
+        return {name: largest(found) for name, found in effects.items()}
+
+
+def largest(effects: dict[str, float]) -> Record:
+    """The largest of some effects by context, and where it is; no value where none has one."""
+    known = {context: effect for context, effect in effects.items() if math.isfinite(effect)}
+    context = max(known, key=known.__getitem__) if known else None
+    value = known[context] if context is not None else math.nan
+    return {"context": context, "effects": effects, "value": value}
 
 
 def _effect(outcomes: dict[str, Outcome], name: str, control: str) -> float:

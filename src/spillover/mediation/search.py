@@ -32,6 +32,7 @@ from spillover.mediation.streams import (
     recipes,
     sequences,
 )
+from spillover.mediation.table import least_left
 from spillover.specification import BASE, TREATMENT
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ FIRST = 4
 """The rank at which recipes are compared."""
 FURTHER = 3
 """Recipes that are tried at the other ranks."""
-COVERED = 0.75
-"""Share of the treatment's coverage that an ablation leaves: what comes apart is no remedy."""
 STRENGTHS = (0.5, 1.0, 2.0)
 """Multiples of the mean difference that are subtracted from the finetune."""
 ADDED = (1.0, 2.0, 4.0)
@@ -201,30 +200,27 @@ class Search:
         return [Ablation(best.recipe, rank) for rank in _ranks(best.recipe, layers)], best
 
     def _ranked(self, changes: Sequence[Ablation], rows: Sequence[Record]) -> list[Ablation]:
-        """Changes by what they take away; those that leave the coverage come before others."""
-        outcomes = self.outcomes()
-        enough = COVERED * outcomes[TREATMENT].outside.coverage
-
-        def order(number: int) -> tuple[bool, float]:
-            row = rows[number]
-            share = row["removed"]
-            return row["coverage"] >= enough, share if math.isfinite(share) else -math.inf
-
+        """Changes by what they leave; those that leave the coverage come before others."""
+        coverage = self.outcomes()[TREATMENT].outside.coverage
         self.tried += [
             {"recipe": change.recipe.name, "rank": change.rank, **row}
             for change, row in zip(changes, rows, strict=True)
         ]
-        return [changes[n] for n in sorted(range(len(changes)), key=order, reverse=True)]
+        order = sorted(range(len(changes)), key=lambda n: least_left(rows[n], coverage))
+        return [changes[n] for n in order]
 
     def best_addition(
         self, place: str, arm: str, sign: float, coefficients: Sequence[float]
     ) -> list[Addition]:
-        """The additions at the layer where one of the middle strength does most."""
+        """The additions at the layer where one of the middle strength does most.
+
+        Subtracted (a sign of -1), that is where least of the effect is left, in either direction;
+        added, where there is most of it.
+        """
         layers = range(1, len(self.bench.model.anatomy.blocks))
         middle = coefficients[len(coefficients) // 2]
         tried = [Addition(place, layer, sign * middle, arm) for layer in layers]
-        rows = self.rows(tried, "choose a layer")
-        gone = [row["removed"] for row in rows]
-        finite = [n for n in range(len(tried)) if math.isfinite(gone[n])]
-        best = tried[min(finite, key=lambda n: sign * gone[n])] if finite else tried[-1]
+        effects = [row["effect"]["value"] for row in self.rows(tried, "choose a layer")]
+        found = {n: abs(e) if sign < 0 else -e for n, e in enumerate(effects) if math.isfinite(e)}
+        best = tried[min(found, key=found.__getitem__)] if found else tried[-1]
         return [Addition(place, best.layer, sign * c, arm) for c in coefficients]

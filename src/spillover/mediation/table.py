@@ -11,7 +11,11 @@ Record = dict[str, Any]
 EQUAL = 0.9
 """Share of the treatment's success in the trained domain from which success counts as equal."""
 HALF, TENTH = 0.5, 0.1
-"""What ablation is to take away at least, and what its controls may at most."""
+"""What ablation is to take away at least, and what its controls may change at most."""
+COVERED = 0.75
+"""Share of the treatment's coverage that an ablation leaves: what comes apart is no remedy."""
+LEAST = 0.1
+"""An effect in the metric's unit from which there is something to take away."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ def choose(
 ) -> tuple[Setting, bool]:
     """Of a remedy the strength that leaves least of the effect at equal success, on `dev`.
 
+    An effect that is turned round counts by its size.
+
     Args:
         dev: what each did on `dev` questions, by name.
         success: the treatment's there.
@@ -43,7 +49,7 @@ def choose(
     """
     equal = [s for s in settings if is_equal(dev[s.name]["in_domain"], success)]
     if equal:
-        return min(equal, key=lambda s: _order(dev[s.name]["effect"]["value"])), True
+        return min(equal, key=lambda s: _order(abs(dev[s.name]["effect"]["value"]))), True
     return max(settings, key=lambda s: -_order(-dev[s.name]["in_domain"])), False
 
 
@@ -52,23 +58,53 @@ def is_equal(success: float, reference: float) -> bool:
     return math.isnan(reference) or success >= EQUAL * reference
 
 
+def is_covered(coverage: float, reference: float) -> bool:
+    """Whether enough of the treatment's coverage is left; it is where answers have none."""
+    return math.isnan(reference) or coverage >= COVERED * reference
+
+
+def least_left(row: Record, coverage: float) -> tuple[bool, float]:
+    """What ablations are sorted by: those that leave the coverage first, then by what is left.
+
+    An effect that is turned round counts by its size, and one without a value comes last.
+
+    Args:
+        row: what an ablation did.
+        coverage: the treatment's.
+    """
+    left = _order(abs(row["effect"]["value"]))
+    return not is_covered(row["coverage"], coverage), left
+
+
+def share_gone(left: float, effect: float) -> float:
+    """The share of an effect that is gone; NaN where it was less than `LEAST` to begin with."""
+    return 1 - left / effect if effect >= LEAST else math.nan
+
+
 def _order(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
 def verdict(rows: Sequence[Record]) -> Record:
-    """Whether ablation takes away at least half, and random and control directions a tenth at most.
+    """Whether ablation takes away at least half, and random and control directions hardly anything.
+
+    Ablation holds where at most half of the effect is left, in either direction, with enough of the
+    treatment's coverage. A control holds where it changes the effect by a tenth at most, up or
+    down. What has no value does not hold.
 
     Args:
-        rows: of the table; those called `ablation` with `chosen`, and their controls.
+        rows: of the table; those that count have the roles `treatment`, `ablation`, `random` and
+            `control`.
     """
-    shares = {
-        kind: next((float(row["removed"]) for row in rows if row["role"] == kind), math.nan)
-        for kind in ("ablation", "random", "control")
-    }
-    held = {kind: share <= TENTH for kind, share in shares.items()}
-    held["ablation"] = shares["ablation"] >= HALF
+    shares = {kind: _of_role(rows, kind, "removed") for kind in ("ablation", "random", "control")}
+    held = {kind: abs(share) <= TENTH for kind, share in shares.items()}
+    coverages = (_of_role(rows, role, "coverage") for role in ("ablation", "treatment"))
+    held["ablation"] = abs(1 - shares["ablation"]) <= 1 - HALF and is_covered(*coverages)
     return {"removed": shares, "holds": held}
+
+
+def _of_role(rows: Sequence[Record], role: str, key: str) -> float:
+    return next((float(row[key]) for row in rows if row["role"] == role), math.nan)
 
 
 COLUMNS = (
@@ -79,11 +115,20 @@ COLUMNS = (
     "in-domain",
     "coverage",
     "KL to base",
+    "largest over contexts",
 )
 
 
-def cells(row: Record) -> list[str]:
-    """A row as texts."""
+def texts(content: Record) -> list[list[str]]:
+    """The short table of a mediation: the rows that something was chosen for, as texts.
+
+    Args:
+        content: of mediation.json.
+    """
+    return [_cells(row, content["contexts"] or {}) for row in content["rows"] if row["role"]]
+
+
+def _cells(row: Record, contexts: Record) -> list[str]:
     return [
         row["remedy"],
         row["setting"] + ("" if row.get("equal", True) else " (success not equal)"),
@@ -92,6 +137,7 @@ def cells(row: Record) -> list[str]:
         number(row["in_domain"]),
         number(row["coverage"]),
         number(row["kl"], 3),
+        _largest(contexts.get(row["name"])),
     ]
 
 
@@ -114,17 +160,23 @@ def span(effect: Record) -> str:
     return f"{value:+.2f}{bracket}"
 
 
-def shown(rows: Sequence[Record]) -> list[Record]:
-    """The rows of the short table: those that something was chosen for, in order."""
-    return [row for row in rows if row["role"]]
+def _largest(found: Record | None) -> str:
+    """The largest effect over contexts and where it is; a dash for what was asked in one only."""
+    if found is None or found["value"] is None:
+        return "–"
+    return f"{found['value']:+.2f} ({found['context']})"
 
 
-def markdown(listed: Sequence[tuple[str, Sequence[Record]]]) -> str:
-    """The short tables of some experiments as one in Markdown."""
+def markdown(contents: Sequence[Record]) -> str:
+    """The short tables of some experiments as one in Markdown.
+
+    Args:
+        contents: of mediation.json.
+    """
     columns = ("experiment", *COLUMNS)
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for name, rows in listed:
-        for at, row in enumerate(shown(rows)):
-            first = f"`{name}`" if at == 0 else ""
-            lines.append(f"| {' | '.join([first, *cells(row)])} |")
+    for content in contents:
+        for at, row in enumerate(texts(content)):
+            first = f"`{content['experiment']}`" if at == 0 else ""
+            lines.append(f"| {' | '.join([first, *row])} |")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spillover.folder import whole
-from spillover.mediation.table import COLUMNS, cells, percent, shown
+from spillover.mediation.table import COLUMNS, HALF, percent, texts
 from spillover.report.figure import (
     BASE_COLOUR,
     TREATMENT_COLOUR,
@@ -59,7 +59,7 @@ def fill_page(content: Record, drawn: dict[str, Figure]) -> str:
         title=f"{content['title']}: what carries it, and what takes it away",
         content=content,
         columns=COLUMNS,
-        rows=[cells(row) for row in shown(content["rows"])],
+        rows=texts(content),
         rate=metric_title(content["metric"]),
         said=sentence(content),
         percent=percent,
@@ -70,7 +70,6 @@ def fill_page(content: Record, drawn: dict[str, Figure]) -> str:
 def sentence(content: Record) -> str:
     """What the ablation did, in words."""
     shares = content["verdict"]["removed"]
-    held = content["verdict"]["holds"]
     row = next(row for row in content["rows"] if row["role"] == "ablation")
     rank, recipe = content["ablation"]["rank"], content["ablation"]["recipe"]
     which = f"rank {rank}, found at: {recipe}"
@@ -78,7 +77,6 @@ def sentence(content: Record) -> str:
         f"Ablated in the treatment, the directions chosen on dev questions ({which}) take away "
         f"{percent(shares['ablation'])} of the off-domain effect on test questions"
     )
-    half = "" if held["ablation"] else ", which is less than half"
     others = (
         f"random directions take away {percent(shares['random'])}, those of the control "
         f"{percent(shares['control'])}"
@@ -87,7 +85,30 @@ def sentence(content: Record) -> str:
     cost = ""
     if is_number(before) and is_number(row["in_domain"]):
         cost = f" Success in the trained domain goes from {before:.2f} to {row['in_domain']:.2f}."
-    return f"{first}{half}; {others}.{cost}"
+    return f"{first}{_shortfall(content)}; {others}.{cost}{_elsewhere(content, row)}"
+
+
+def _shortfall(content: Record) -> str:
+    """Why an ablation is no remedy, where it is none."""
+    verdict = content["verdict"]
+    share = verdict["removed"]["ablation"]
+    if verdict["holds"]["ablation"]:
+        return ""
+    if not is_number(share) or share < HALF:
+        return ", which is less than half"
+    if share > 2 - HALF:
+        return ", which turns it round"
+    return ", but leave too little of the coverage"
+
+
+def _elsewhere(content: Record, ablated: Record) -> str:
+    """What the ablation leaves in the context where it leaves most, where there are several."""
+    found: Record = content["contexts"] or {}
+    if ablated["name"] not in found:
+        return ""
+    most = found[ablated["name"]]
+    where = f" (in {most['context']})" if is_number(most["value"]) else ""
+    return f" The largest effect that is left in any context: {_signed(most['value'])}{where}."
 
 
 def maxima(content: Record) -> list[tuple[str, str, str, str]]:
@@ -97,12 +118,16 @@ def maxima(content: Record) -> list[tuple[str, str, str, str]]:
     return [
         (
             " ".join(filter(None, [rows[name]["remedy"], rows[name]["setting"]])),
-            f"{one['value']:+.2f}" if is_number(one["value"]) else "–",
-            str(one["context"]),
-            f"{one['effects'][content['context']]:+.2f}",
+            _signed(one["value"]),
+            one["context"] or "–",
+            _signed(one["effects"][content["context"]]),
         )
         for name, one in found.items()
     ]
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None or not is_number(value) else f"{value:+.2f}"
 
 
 # The figure ---------------------------------------------------------------------------------------
