@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -204,15 +205,18 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Fit a direction to any contrast of prompts."""
+    from spillover.directions.direction import check_target
     from spillover.directions.fitting import fit as fit_direction
     from spillover.directions.sides import conversations
     from spillover.models.loading import load_source
     from spillover.models.sources import resolve
 
-    folder = out or Path("runs") / f"direction-{Path(model).name}"
+    folder = out or Path("runs") / f"direction-{_named(model, positive, negative)}"
+    contrast = f"{positive} - {negative}"
     check_writable(folder)
     sides = [conversations(side, column) for side in (positive, negative)]
     source = resolve(model)
+    check_target(folder, contrast, source.identity)
     with Stages() as stages:
         stages("load", 0, 1)
         loaded = load_source(source, loading.loading)
@@ -221,7 +225,7 @@ def fit(
             *sides,
             layer=layer,
             position=position,
-            contrast=f"{positive} - {negative}",
+            contrast=contrast,
             progress=lambda done, total: stages("fit", done, total),
         )
         found.save(folder)
@@ -231,6 +235,11 @@ def fit(
     facts = _facts(found)
     show_table(f"Direction in {model}", tuple(facts), [tuple(map(_cell, facts.values()))])
     status(f"Direction: {folder}")
+
+
+def _named(model: str, *sides: str) -> str:
+    """A model and the sides of a contrast, as a part of a folder's name."""
+    return "-".join([Path(model).name, *(re.sub(r"\W+", "-", Path(side).stem) for side in sides)])
 
 
 def _facts(found: Direction) -> dict[str, Any]:
