@@ -154,8 +154,6 @@ def _how(**given: Any) -> Refusing:
 
 def _show(found: Refusal) -> None:
     """What is refused in each condition, then in sentences."""
-    from spillover.report.direction import verdict
-
     groups = list(dict.fromkeys(row["group"] for row in found.found["rates"]))
     shares: dict[str, dict[str, str]] = {}
     for row in found.found["rates"]:
@@ -170,7 +168,8 @@ def _show(found: Refusal) -> None:
         f"Direction: position {about['position']}, layer {about['layer']} of {about['layers']} "
         f"({', '.join(f'{name} {value:.3g}' for name, value in about['scores'].items())})"
     )
-    for sentence in verdict(found.found)["sentences"]:
+    said = found.found["verdict"]
+    for sentence in (*said["sentences"], *(f"caution: {doubt}" for doubt in said["doubts"])):
         status(sentence)
     if found.found["edit"]:
         status(f"warning: {found.found['edit']}")
