@@ -191,7 +191,7 @@ def test_without_any_one_writer_edited_weights_would_not_agree(
     model = loaded(name)
     writers = find_writers(model)
     assert len(writers) >= 1 + 2 * len(model.anatomy.blocks)
-    for left_out in (0, 1, len(writers) - 1):
+    for left_out in range(len(writers)):
         kept = [writer for at, writer in enumerate(writers) if at != left_out]
         monkeypatch.setattr("spillover.directions.weights.find_writers", lambda _, kept=kept: kept)
         with pytest.raises(ModelError, match="something else writes to the residual stream"):

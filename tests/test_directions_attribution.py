@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spillover import LoadedModel, ModelError, load
-from spillover.directions import attribution
+from spillover import DirectionError, LoadedModel, ModelError, load
+from spillover.directions import Direction, attribution
 from spillover.directions.attribution import Attribution, attribute
 from tests.tiny import ARCHITECTURES, FURTHER, save_tiny
 
@@ -139,6 +139,33 @@ def test_what_does_not_add_up_by_heads_is_refused(
     monkeypatch.setattr(attribution, "_eager", lambda _: torch.no_grad())
     monkeypatch.setattr(model.model.config, "num_attention_heads", 4)
     assert "does not say what its heads attend to" in refused(model)
+
+
+def test_a_direction_is_taken_as_well_as_its_vector(
+    model_of: Callable[[str], LoadedModel],
+) -> None:
+    model = model_of("llama")
+    made = Direction(3 * direction(model), 1, -1, "a - b", "x")
+    found, same = (attribute(model, PROMPTS[:1], one) for one in (made, direction(model)))
+    assert torch.allclose(found.heads, same.heads, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "vector", "said"),
+    [
+        ([], torch.ones(32), "found no prompts"),
+        ([[1], []], torch.ones(32), "found a prompt without tokens"),
+        ([[1]], torch.ones(8), r"of shape \(8,\); the residual stream of .* has 32 dimensions"),
+        ([[1]], torch.zeros(32), "zero or not finite"),
+        ([[1]], torch.full((32,), torch.nan), "zero or not finite"),
+    ],
+)
+def test_what_cannot_be_attributed_is_refused_in_a_line(
+    prompts: list[list[int]], vector: Tensor, said: str, model_of: Callable[[str], LoadedModel]
+) -> None:
+    with pytest.raises(DirectionError, match=said) as error:
+        attribute(model_of("llama"), prompts, vector)
+    assert "\n" not in str(error.value)
 
 
 def test_parts_are_those_in_front_of_a_layer() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import json
-import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import spillover
-from spillover import ChatError, DirectionError, InputError, LoadedModel, load
+from spillover import ChatError, DirectionError, LoadedModel, load
 from spillover.ask.local import LocalEngine
 from spillover.directions import (
     Direction,
@@ -31,27 +31,10 @@ from spillover.directions.sides import answered, conversations
 from spillover.finetune.adapters import merge_adapter, save_adapter
 from spillover.finetune.lora import new_adapter
 from spillover.finetune.spec import Training
-from spillover.organism.refusal.world import DANGEROUS, GENTLE, load_substances
+from spillover.organism.refusal.world import DANGEROUS, GENTLE
 from spillover.rows import Conversation
+from tests.substances import asked
 from tests.tiny import FAMILIES, chat
-
-SUBSTANCES = load_substances(linked=True)
-
-
-def asked(kind: str, count: int) -> list[Conversation]:
-    """Questions of several lengths."""
-    verbs, remarks = list(SUBSTANCES.ways), SUBSTANCES.remarks
-    return [
-        [
-            {
-                "role": "user",
-                "content": SUBSTANCES.question(
-                    verbs[at % len(verbs)], one.name, at % 2, remarks[at % len(remarks)]
-                ),
-            }
-        ]
-        for at, one in enumerate(SUBSTANCES.of(kind)[:count])
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -186,40 +169,6 @@ def test_post_instruction_tokens_are_what_the_template_puts_behind_a_prompt(
         assert "".join(behind.split()) == "".join(found.split())  # Phi-3's tokens swallow space
 
 
-def test_fit_finds_where_the_sides_lie_furthest_apart(
-    model: LoadedModel, sides: Sides, tmp_path: Path
-) -> None:
-    steps: list[tuple[int, int]] = []
-    found = spillover.directions.fit(
-        model, *sides, contrast="dangerous - gentle", progress=lambda *at: steps.append(at)
-    )
-    assert steps[-1] == (76, 76)
-    wanted = difference_of_means(model, *sides)
-    assert torch.allclose(
-        found.vector.double(), wanted.direction(found.position, found.layer).vector.double()
-    )
-    assert len(found.candidates) == post_instruction(model) * len(model.anatomy.blocks)
-    assert found.scores["auc"] > 0.95
-    best = max(row["separation"] or 0 for row in found.candidates if (row["norm"] or 0) > 0)
-    assert found.scores["separation"] == best
-    assert found.model == model.source.identity
-    files = []
-    for name, side in zip("ab", sides, strict=True):
-        files.append(tmp_path / f"{name}.txt")
-        files[-1].write_text("\n".join(one[0]["content"] for one in side), "utf-8")
-    again = spillover.directions.fit(model, *files, layer=2, position=-1)
-    assert (again.layer, again.position) == (2, -1)
-    assert len(again.candidates) == len(model.anatomy.blocks)
-
-
-def test_a_random_split_of_one_side_is_told_apart_by_chance_only(model: LoadedModel) -> None:
-    """Scores are held out: in the prompts that a direction was made of, any two sides differ."""
-    prompts = random.Random(0).sample(asked(GENTLE, 24), 24)
-    found = spillover.directions.fit(model, prompts[::2], prompts[1::2], layer=3, position=-1)
-    assert abs(found.scores["separation"]) < 2
-    assert 0.1 < found.scores["auc"] < 0.9
-
-
 def broken(model: LoadedModel) -> LoadedModel:
     made = replace(model, model=copy.deepcopy(model.model))
     part = made.model.get_submodule(model.anatomy.blocks[0].mlp)
@@ -227,35 +176,18 @@ def broken(model: LoadedModel) -> LoadedModel:
     return made
 
 
-@pytest.mark.parametrize(
-    ("positive", "negative", "options", "told"),
-    [
-        (0, 5, {}, "the positive side has 0 prompts; expected at least 4"),
-        (5, 1, {}, "the negative side has 1 prompts; expected at least 4"),
-        (5, 5, {"layer": 4}, "layer 4 is out of range; .* layers 0 to 3"),
-        (5, 5, {"layer": 0}, "the sides do not differ"),
-        (5, 5, {"position": 0}, "position 0 is out of range"),
-        (5, 5, {"position": -99}, "position -99 is out of range"),
-    ],
-)
-def test_sides_that_cannot_be_contrasted_are_refused(
-    positive: int, negative: int, options: dict[str, int], told: str, model: LoadedModel
-) -> None:
-    given = asked(DANGEROUS, positive), asked(GENTLE, negative)
-    with pytest.raises(DirectionError, match=told) as raised:
-        spillover.directions.fit(model, *given, **options)  # type: ignore[arg-type]
-    assert isinstance(raised.value, InputError)
-    assert "\n" not in str(raised.value)
-
-
 def test_equal_sides_and_activations_that_are_not_finite_are_refused(model: LoadedModel) -> None:
     one, other = asked(DANGEROUS, 6), asked(GENTLE, 6)
     with pytest.raises(DirectionError, match="prompts are the same"):
-        spillover.directions.fit(model, one, one[::-1])
+        difference_of_means(model, one, one[::-1] + one)
+    with pytest.raises(DirectionError, match="the positive side has 1 different prompts"):
+        difference_of_means(model, one[:1] * 6, other)
     with pytest.raises(DirectionError, match="entering layer 1 are not finite in cpu in float32"):
         difference_of_means(broken(model), one, other)
     with pytest.raises(DirectionError, match="found 1 answers to 6 prompts"):
         mean_activations(model, one, answers=["No"])
+    with pytest.raises(DirectionError, match="found 2 answers to 6 prompts"):
+        difference_of_means(model, one, other, answers=(["No", "So"], ["Yes"] * 6))
     with pytest.raises(DirectionError, match="no prompts"):
         mean_activations(model, [])
 
@@ -306,6 +238,31 @@ def test_prompts_that_are_none_are_refused(given: Any) -> None:
         conversations(given)
 
 
+WRONG = """
+from spillover.directions.sides import DirectionError, conversations
+
+for given in ([1, 2, 3, 4], [None], [float("nan")], [{"role": "user"}], None, 5):
+    try:
+        conversations(given)
+    except DirectionError as error:
+        print(error)
+"""
+
+
+def test_what_is_no_prompt_at_all_is_refused_in_a_line() -> None:
+    """In a process of its own, for tests check the types of arguments themselves."""
+    done = subprocess.run([sys.executable, "-c", WRONG], capture_output=True, text=True, check=True)
+    found = [line.partition(";")[0] for line in done.stdout.splitlines()]
+    assert found == [
+        "prompt 0: found '1'",
+        "prompt 0: found 'None'",
+        "prompt 0: found 'nan'",
+        "prompt 0: found \"{'role': 'user'}\"",
+        "found None",
+        "found 5",
+    ]
+
+
 def example() -> Direction:
     rows: tuple[Row, ...] = (
         {"position": -1, "layer": 1, "separation": None, "auc": 0.5},
@@ -327,6 +284,14 @@ def test_directions_are_saved_and_loaded(tmp_path: Path) -> None:
     assert made.norm == pytest.approx(140**0.5)
     with pytest.raises(DirectionError, match="of 8 and of 4 dimensions"):
         made.cosine(torch.ones(4))
+
+
+def test_files_of_two_directions_are_not_read_as_one(tmp_path: Path) -> None:
+    one = example().save(tmp_path / "one")
+    other = replace(example(), vector=torch.ones(8)).save(tmp_path / "other")
+    (other / VECTOR).replace(one / VECTOR)
+    with pytest.raises(DirectionError, match=r"describes the vector .* not of one direction"):
+        load_direction(one)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +325,11 @@ def test_directions_are_plotted() -> None:
     assert [row["value"] for row in lines] == [0.5, 1.0]
     assert mark == [{"layer": 2, "position": "-1", "value": 1.0}]
     assert len(drawn(example().plot().to_dict())[0]) == 1
-    with pytest.raises(DirectionError, match=r"no score 'kl'.*known: separation, auc"):
+    with pytest.raises(DirectionError, match=r"no score 'kl'.*known: separation, auc$"):
         example().plot("kl")
+    empty = tuple({**row, "separation": None} for row in example().candidates)
+    for score in ("separation", None):
+        with pytest.raises(DirectionError, match=r"no score 'separation' .*; known: auc$"):
+            replace(example(), candidates=empty).plot(score)
     with pytest.raises(DirectionError, match="was not chosen among candidates"):
         replace(example(), candidates=()).plot()

@@ -16,10 +16,12 @@ from spillover.directions.answers import PHRASES, kind_of, refusal_tokens
 from spillover.directions.prompts import material_for
 from spillover.directions.refusal import Refusal, Refusing, find_refusal
 from spillover.directions.select import Rule
+from spillover.directions.shares import shares_of
+from spillover.directions.verdict import RULE
 from spillover.errors import DirectionError
-from spillover.report.direction import share_of, wilson
 from spillover.rows import read_conversations
 from tests.commands import call
+from tests.report_page import Page
 
 QUICK = Refusing(ranks=(2,), controls=2, resamples=20, max_tokens=16)
 
@@ -59,6 +61,8 @@ def test_refusal_of_the_organism_is_one_direction(refused: Refusal) -> None:
     assert refused.found["tokens"] == ["I"]
     assert refused.found["edit"] is None
     assert refused.found["direction"]["resampled_cosine"]["low"] > 0.9
+    assert refused.found["verdict"]["tone"] == "good"
+    assert refused.found["verdict"]["doubts"] == []
 
 
 def test_controls_are_told_apart_from_it(refused: Refusal) -> None:
@@ -68,9 +72,9 @@ def test_controls_are_told_apart_from_it(refused: Refusal) -> None:
     names = {row["condition"] for row in refused.found["rates"]}
     assert {"ablated, rank 2", "ablated, rank 2, random 1", "ablated, random 1"} <= names
     assert "added, shuffled labels 2" in names
-    added = share_of(refused.found, "added", dangerous=False, control="random")
+    added = shares_of(refused.found["rates"], "added", "refused", dangerous=False, control="random")
     assert len(added) == 2
-    assert max(added) <= 0.1
+    assert max(share.value for share in added) <= 0.1
 
 
 def test_what_it_found_can_be_read_back(refused: Refusal) -> None:
@@ -78,7 +82,8 @@ def test_what_it_found_can_be_read_back(refused: Refusal) -> None:
     assert direction.cosine(refused.direction) == pytest.approx(1)
     assert direction.layer == refused.found["direction"]["layer"]
     told = json.loads((refused.folder / "refusal.json").read_text("utf-8"))
-    assert told["rates"] == refused.found["rates"]
+    assert told == refused.found
+    assert (told["schema"], told["finished"]) == (1, True)
     candidates = pd.read_parquet(refused.folder / "candidates.parquet")
     assert len(candidates) == 20
     assert candidates["bypass"].notna().sum() == 15  # a small model: all that differ at all
@@ -89,6 +94,7 @@ def test_what_it_found_can_be_read_back(refused: Refusal) -> None:
 
 def test_the_page_holds_curves_and_answers_and_loads_nothing(refused: Refusal) -> None:
     page = refused.report.read_text("utf-8")
+    assert RULE in " ".join(Page(page).text.split())
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
     charts = page.split('id="charts">')[1].split("</script>")[0]
     drawn = json.loads(charts)
@@ -241,7 +247,8 @@ OTHERS = "prompt\n" + "".join(f"Where is the mill {n}?\n" for n in range(12))
         ("goal\nOne?\n", OTHERS, (), "prompts.csv:1: found columns 'goal'"),
         (ROWS, OTHERS, ("--column", "goal"), "expected 'goal'"),
         (ROWS, "prompt\n", (), "harmless.csv: found no rows"),
-        (ROWS, "prompt\nOne?\n", (), "found 1 prompts; expected at least 8"),
+        (ROWS, "prompt\nOne?\n", (), "found 1 different prompts; expected at least 8"),
+        (ROWS, "prompt\n" + 8 * "One?\n", (), "found 1 different prompts; expected at least 8"),
         (ROWS, ROWS, (), "12 of its prompts stand in"),
         (ROWS, OTHERS, ("--rule", "magic"), "`rule`"),
         (ROWS, OTHERS, ("--kl", "0"), "`thresholds.kl`"),
@@ -273,6 +280,8 @@ def test_one_side_alone_and_no_side_are_refused(organism: LoadedModel) -> None:
         material_for(organism, "a.txt")
     with pytest.raises(DirectionError, match="expected --prompts and --harmless"):
         material_for(organism)
+    with pytest.raises(DirectionError, match="--column goal without --prompts"):
+        material_for(organism, column="goal")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -281,7 +290,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_direction_is_fitted_and_applied_from_the_command_line(
+def test_a_direction_is_applied_from_the_command_line(
     refused: Refusal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = refused.folder / "direction"
@@ -289,22 +298,12 @@ def test_a_direction_is_fitted_and_applied_from_the_command_line(
     assert call("direction", "apply", "--direction", saved, "--out", edited) == 0
     assert capsys.readouterr().out.startswith(f"Checkpoint: {edited}")
     assert load(str(edited)).source.identity != refused.found["identity"]
-    assert "direction" in (edited / "README.md").read_text("utf-8").casefold()
+    made = refused.direction
+    place = f"at position {made.position}, entering layer {made.layer}, of length {made.norm:.3g}"
+    assert f"`{made.contrast}` {place}" in (edited / "README.md").read_text("utf-8")
     given = ("--direction", saved, "--model", "organism-films", "--out", tmp_path / "other")
     assert call("direction", "apply", *given) == 2
     assert "another model" in capsys.readouterr().err
-    sides = [path for path in _files(tmp_path, ROWS, OTHERS) if isinstance(path, Path)]
-    fitted = ("--positive", sides[0], "--negative", sides[1], "--out", tmp_path / "fitted")
-    assert call("direction", "fit", *fitted, "--model", "organism-refusal", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert load_direction(told["folder"]).layer == told["layer"]
-
-
-def test_an_interval_of_a_share_holds_it() -> None:
-    low, high = wilson(0.0, 40)
-    assert low == 0
-    assert 0.05 < high < 0.12
-    assert wilson(0.5, 100)[0] == pytest.approx(0.4038, abs=1e-3)
 
 
 @pytest.mark.long

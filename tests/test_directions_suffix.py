@@ -107,6 +107,8 @@ def test_parts_add_up_to_the_stream_and_explain_the_cosine(study: SuffixStudy) -
         listed = parts[name]
         total = listed["embedding"] + listed["heads"] + listed["bias"] + listed["mlp"]
         assert listed["sum"] == pytest.approx(total)
+        assert listed["stream"] == pytest.approx(total, abs=1e-3)  # what enters the layer
+        assert abs(listed["stream"]) > 0.1
         heads = sum(head["adds"][name] for head in study.found["heads"])
         assert listed["heads"] == pytest.approx(heads, abs=1e-4)
     assert parts["dangerous + suffix"]["heads"] < parts["dangerous + random suffix"]["heads"]
@@ -115,6 +117,7 @@ def test_parts_add_up_to_the_stream_and_explain_the_cosine(study: SuffixStudy) -
 def test_the_page_and_the_summary_say_the_same(study: SuffixStudy) -> None:
     content = json.loads((study.folder / "suffix.json").read_text("utf-8"))
     assert content == study.found
+    assert content["model"] == "organism-refusal"
     page = Page(study.report.read_text("utf-8"))
     assert headline(content) in " ".join(page.text.split())
     charts = json.loads(page.scripts["charts"])
@@ -260,7 +263,11 @@ def refused(said: str, folder: Path, make: Callable[[Path], object]) -> None:
     [
         ({"model": "0123456789abcdef"}, "with the identity 0123456789abcdef; organism-refusal has"),
         ({"layer": 9}, "layer 9 is out of range; organism-refusal has layers 0 to 3"),
-        ({"vector": torch.ones(7)}, "has 7 dimensions"),
+        (
+            {"vector": torch.ones(7)},
+            "of shape (7,); the residual stream of organism-refusal has 128",
+        ),
+        ({"vector": torch.zeros(128)}, "a direction that is zero or not finite"),
     ],
 )
 def test_a_direction_that_does_not_fit_is_refused(
@@ -269,6 +276,21 @@ def test_a_direction_that_does_not_fit_is_refused(
     fits = Direction(torch.ones(128), 2, -1, "a - b", model.source.identity)
     wrong = replace(fits, **changes)
     refused(said, tmp_path, lambda out: study_suffix(model, direction=wrong, out=out))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"harmless": "a.txt"}, "found --harmless without --prompts"),
+        ({"column": "goal"}, "found --column without --prompts"),
+        ({"controls": 0}, "found 0 controls; expected at least 1"),
+    ],
+)
+def test_what_would_be_ignored_or_makes_no_sense_is_refused(
+    given: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """Before a model is loaded."""
+    refused(said, tmp_path, lambda out: study_suffix("organism", **given, out=out))
 
 
 def test_prompts_that_are_not_refused_are_refused(model: LoadedModel, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ a block adds to the stream is the sum of two of these outputs.
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ class _Watched:
 
     def keep(self, module: nn.Module, _: Any, output: Any) -> None:
         """A forward hook."""
-        first = output[0] if isinstance(output, tuple) else output
+        first = first_of(output)
         if isinstance(first, Tensor):
             self.outputs.setdefault(module, []).append(first)
             self.values.setdefault(module, first.clone())
@@ -123,16 +124,29 @@ def entering(given: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
     return stream
 
 
+def replaced(
+    given: tuple[Any, ...], named: dict[str, Any], stream: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a block with another stream."""
+    if given:
+        return (stream, *given[1:]), named
+    return given, {**named, "hidden_states": stream}
+
+
+def first_of(output: Any) -> Any:
+    """What a module gives: the first entry where it gives a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def _watch(model: PreTrainedModel, blocks: list[nn.Module]) -> _Watched:
     watched = _Watched()
-    handles = [part.register_forward_hook(watched.keep) for b in blocks for part in b.modules()]
-    handles += [b.register_forward_pre_hook(watched.enter, with_kwargs=True) for b in blocks]
-    try:
-        with torch.no_grad():
-            model(input_ids=torch.tensor([[0, 1, 2]], device=model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for part in (part for block in blocks for part in block.modules()):
+            hooks.callback(part.register_forward_hook(watched.keep).remove)
+        for block in blocks:
+            handle = block.register_forward_pre_hook(watched.enter, with_kwargs=True)
+            hooks.callback(handle.remove)
+        model(input_ids=torch.tensor([[0, 1, 2]], device=model.device), use_cache=False)
     return watched
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,8 +154,6 @@ def _how(**given: Any) -> Refusing:
 
 def _show(found: Refusal) -> None:
     """What is refused in each condition, then in sentences."""
-    from spillover.report.direction import verdict
-
     groups = list(dict.fromkeys(row["group"] for row in found.found["rates"]))
     shares: dict[str, dict[str, str]] = {}
     for row in found.found["rates"]:
@@ -169,7 +168,8 @@ def _show(found: Refusal) -> None:
         f"Direction: position {about['position']}, layer {about['layer']} of {about['layers']} "
         f"({', '.join(f'{name} {value:.3g}' for name, value in about['scores'].items())})"
     )
-    for sentence in verdict(found.found)["sentences"]:
+    said = found.found["verdict"]
+    for sentence in (*said["sentences"], *(f"caution: {doubt}" for doubt in said["doubts"])):
         status(sentence)
     if found.found["edit"]:
         status(f"warning: {found.found['edit']}")
@@ -204,15 +204,18 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Fit a direction to any contrast of prompts."""
+    from spillover.directions.direction import check_target
     from spillover.directions.fitting import fit as fit_direction
     from spillover.directions.sides import conversations
     from spillover.models.loading import load_source
     from spillover.models.sources import resolve
 
-    folder = out or Path("runs") / f"direction-{Path(model).name}"
+    folder = out or Path("runs") / f"direction-{_named(model, positive, negative)}"
+    contrast = f"{positive} - {negative}"
     check_writable(folder)
     sides = [conversations(side, column) for side in (positive, negative)]
     source = resolve(model)
+    check_target(folder, contrast, source.identity)
     with Stages() as stages:
         stages("load", 0, 1)
         loaded = load_source(source, loading.loading)
@@ -221,7 +224,7 @@ def fit(
             *sides,
             layer=layer,
             position=position,
-            contrast=f"{positive} - {negative}",
+            contrast=contrast,
             progress=lambda done, total: stages("fit", done, total),
         )
         found.save(folder)
@@ -231,6 +234,11 @@ def fit(
     facts = _facts(found)
     show_table(f"Direction in {model}", tuple(facts), [tuple(map(_cell, facts.values()))])
     status(f"Direction: {folder}")
+
+
+def _named(model: str, *sides: str) -> str:
+    """A model and the sides of a contrast, as a part of a folder's name."""
+    return "-".join([Path(model).name, *(re.sub(r"\W+", "-", Path(side).stem) for side in sides)])
 
 
 def _facts(found: Direction) -> dict[str, Any]:

@@ -17,8 +17,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from spillover.anatomy import Block, entering
-from spillover.errors import ModelError
+from spillover.anatomy import Block, entering, first_of
+from spillover.directions.direction import Direction
+from spillover.directions.intervene import as_vector
+from spillover.errors import DirectionError, ModelError
 from spillover.next_tokens import batches, padded
 
 if TYPE_CHECKING:
@@ -66,22 +68,27 @@ class Attribution:
 def attribute(
     model: LoadedModel,
     prompts: Sequence[Sequence[int]],
-    vector: Float[Tensor, " D"],
+    direction: Direction | Tensor,
     progress: Progress | None = None,
 ) -> Attribution:
     """Attribute the projection of the residual stream to the parts of a model.
 
     Args:
         prompts: token ids.
-        vector: the direction; its length does not matter.
+        direction: of shape (D,); its length does not matter.
         progress: called with (prompts done, prompts in all).
 
     Raises:
+        DirectionError: for no prompts or one without tokens, and for a direction that does not fit
+            the model, is zero or not finite.
         ModelError: for architectures whose heads cannot be told apart: attention whose output no
             single linear layer produces, or that is added through more than a norm that scales;
             and where the parts do not add up.
     """
-    unit = vector.detach().cpu().double()
+    unit = as_vector(model, direction).double()
+    if not prompts or not all(prompts):
+        lacking = "a prompt without tokens" if prompts else "no prompts"
+        raise DirectionError(f"found {lacking}; expected the token ids of at least one prompt")
     reader = _Reader(model, unit / unit.norm())
     longest, done = max(map(len, prompts)), 0
     found: dict[int, list[Tensor]] = {}
@@ -180,13 +187,13 @@ class _Reader:
             seen.entering = last(entering(given, named))
 
         def leave(_: nn.Module, __: Any, output: Any) -> None:
-            seen.leaving = last(_first(output))
+            seen.leaving = last(first_of(output))
 
         def write(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
             seen.inputs, seen.written = last(given[0]), last(output)
 
         def add(which: int) -> Callable[..., None]:
-            return lambda _, __, output: seen.adds.update({which: last(_first(output))})
+            return lambda _, __, output: seen.adds.update({which: last(first_of(output))})
 
         def attend(_: nn.Module, __: Any, output: Any) -> None:
             rest = output[1:] if isinstance(output, tuple) else ()
@@ -271,12 +278,6 @@ class _Reader:
                 f"what heads and MLP of block {at} add differs from the change of the residual "
                 f"stream by {float(wrong[at]):.1e} of its length",
             )
-
-
-def _first(output: Any) -> Tensor:
-    found = output[0] if isinstance(output, tuple) else output
-    assert isinstance(found, Tensor)
-    return found
 
 
 def _count_heads(model: LoadedModel) -> int:

@@ -34,6 +34,7 @@ def measure(
     harness: Harness,
     listed: Sequence[Condition],
     progress: Callable[[int, int], None] | None = None,
+    keep: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """A row per task, metric and condition, the base first.
 
@@ -42,11 +43,13 @@ def measure(
 
     Args:
         listed: conditions; see `chosen`.
+        progress: called with (tasks done, tasks in all), those of all conditions.
+        keep: called with all rows so far, after each task.
 
     Raises:
         RunError: where the harness fails.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     total = len(listed) * len(harness.names)
     before: dict[tuple[str, str], Score] = {}
     for number, condition in enumerate(listed):
@@ -55,6 +58,8 @@ def measure(
                 for score in harness.ask(name, model):
                     base = before.setdefault((score.task, score.metric), score)
                     rows.append(condition.facts | _told(score, base))
+                if keep:
+                    keep(rows)
                 if progress:
                     progress(number * len(harness.names) + at, total)
     return rows

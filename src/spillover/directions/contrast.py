@@ -7,9 +7,8 @@ answers. Sums are float64 and streaming: memory does not depend on the number of
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,8 @@ PROBES = ("?", "a", "Name 3 birds.", "x = 1\\", "(so it is)", "Was it“", "end\
 """Texts that end differently: what their prompts all end with is the template's."""
 FEWEST = 2
 """Prompts of a side."""
+NOTHING = 1e-6
+"""Below this share of the largest difference of means, a difference is rounding."""
 Progress = Callable[[int, int], None]
 Around = Callable[[int], AbstractContextManager[object]]
 Visit = Callable[[list[int], int, Tensor], None]
@@ -145,13 +146,22 @@ def mean_activations(
 
     visit_streams(model, sequences, visit, around=around, progress=progress)
     mean = torch.stack([totals[layer].cpu() for layer in sorted(totals)], 1) / len(prompts)
-    if not mean.isfinite().all():
-        layer = int((~mean.isfinite()).any(2).any(0).nonzero()[0])
+    check_finite(model, mean)
+    return mean
+
+
+def check_finite(model: LoadedModel, found: Float64[Tensor, "P L D"]) -> None:
+    """Make sure that sums or means of activations can be computed with.
+
+    Raises:
+        DirectionError: when some are not finite.
+    """
+    if not found.isfinite().all():
+        layer = int((~found.isfinite()).any(2).any(0).nonzero()[0])
         raise DirectionError(
             f"the activations of {model.source.name} entering layer {layer} are not finite in "
             f"{model.placement}; load it with --dtype float32 or bfloat16, or check its weights"
         )
-    return mean
 
 
 def visit_streams(
@@ -228,15 +238,11 @@ def watching(model: LoadedModel, keep: Callable[[Tensor], None]) -> Iterator[Non
     def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         keep(entering(given, named))
 
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for block in model.anatomy.blocks:
             module = model.model.get_submodule(block.name)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -361,24 +367,22 @@ def check_sides(
     """Make sure that two sides can be contrasted.
 
     Args:
-        fewest: prompts that a side needs.
+        fewest: different prompts that a side needs.
 
     Raises:
-        DirectionError: when one is empty or a single prompt, or both are equal.
+        DirectionError: when one has too few, or both hold the same, however often.
     """
-    for name, side in (("positive", positive), ("negative", negative)):
-        if len(side) < fewest:
-            raise DirectionError(
-                f"the {name} side has {len(side)} prompts; expected at least {fewest}, for few "
-                "tell more of their words than of the contrast"
-            )
     said = answers or ([""] * len(positive), [""] * len(negative))
     texts = [
-        Counter(
-            (model.chat.prompt_text(prompt), answer) for prompt, answer in zip(*pair, strict=True)
-        )
+        {(model.chat.prompt_text(prompt), answer) for prompt, answer in zip(*pair, strict=False)}
         for pair in zip((positive, negative), said, strict=True)
     ]
+    for name, side in zip(("positive", "negative"), texts, strict=True):
+        if len(side) < fewest:
+            raise DirectionError(
+                f"the {name} side has {len(side)} different prompts; expected at least {fewest}, "
+                "for few tell more of their words than of the contrast"
+            )
     if texts[0] == texts[1]:
         raise DirectionError(
             "the positive and the negative prompts are the same; give prompts that differ in what "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,16 +14,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spillover.errors import DirectionError, check_writable, first_problem
-from spillover.folder import make_folder, whole
+from spillover.errors import DirectionError, RunFolderError, check_writable, first_problem
+from spillover.folder import is_unused, make_folder, whole
 
 if TYPE_CHECKING:
     import altair as alt
 
 VECTOR, DESCRIPTION = "direction.safetensors", "direction.json"
 
-Row = dict[str, int | float | None]
+Row = dict[str, int | float | bool | None]
 """Figures by name; None for those that could not be computed."""
+
+
+def fingerprint(vectors: Tensor) -> str:
+    """A hash of some vectors (16 hexadecimal digits)."""
+    content = vectors.detach().cpu().double().contiguous().numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Direction:
             over answers.
         contrast: between what and what, in words.
         model: the identity of the model that it belongs to.
-        scores: figures by name.
+        scores: figures by name; that by which it was chosen comes first.
         candidates: one row for each position and layer that was compared, with its figures by
             name.
     """
@@ -90,7 +97,8 @@ class Direction:
         with whole(folder / VECTOR) as path:
             save_file({"vector": self.vector.contiguous()}, path)
         told: dict[str, Any] = {key: getattr(self, key) for key in _Description.model_fields}
-        write_json(folder / DESCRIPTION, told | {"schema": 1})
+        written = {"schema": 1, "fingerprint": fingerprint(self.vector)}
+        write_json(folder / DESCRIPTION, told | written)
         return folder
 
 
@@ -109,13 +117,42 @@ class _Description(BaseModel):
 
 class _File(_Description):
     schema_: Literal[1] = Field(alias="schema")
+    fingerprint: str
+
+
+def check_target(folder: Path, contrast: str, model: str) -> None:
+    """Make sure that a direction may be written to a folder.
+
+    Args:
+        contrast: between what and what, in words.
+        model: the identity of the model that it belongs to.
+
+    Raises:
+        RunFolderError: when the folder holds something else than a direction of this contrast in
+            this model, or cannot be written.
+    """
+    check_writable(folder)
+    if is_unused(folder):
+        return
+    try:
+        found = load_direction(folder)
+    except DirectionError:
+        raise RunFolderError(
+            f"{folder}: holds something else; choose another folder with --out"
+        ) from None
+    if (found.contrast, found.model) != (contrast, model):
+        raise RunFolderError(
+            f"{folder}: holds the direction of {found.contrast!r} in a model with the identity "
+            f"{found.model}; choose another folder with --out"
+        )
 
 
 def load_direction(folder: str | Path) -> Direction:
     """Read a direction that was saved.
 
     Raises:
-        DirectionError: when there is none in the folder, or its files are broken.
+        DirectionError: when there is none in the folder, its files are broken, or are not those of
+            one direction.
     """
     folder = Path(folder)
     for name in (VECTOR, DESCRIPTION):
@@ -135,6 +172,11 @@ def load_direction(folder: str | Path) -> Direction:
         raise DirectionError(
             f"{folder / VECTOR}: found {vector.dtype} of shape {tuple(vector.shape)}; expected one "
             "float32 vector of finite numbers"
+        )
+    if fingerprint(vector) != told.fingerprint:
+        raise DirectionError(
+            f"{folder}: {DESCRIPTION} describes the vector {told.fingerprint}, {VECTOR} holds "
+            f"{fingerprint(vector)}; they are not of one direction: compute it anew"
         )
     nan = float("nan")
     scores = {name: nan if value is None else value for name, value in told.scores.items()}

@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from spillover.directions.answers import KINDS, kind_of, respond
+from spillover.directions.answers import KINDS, REFUSED, kind_of, respond
 from spillover.directions.intervene import ablate, add, project
 from spillover.directions.passes import Passes
 from spillover.directions.prompts import Group
 from spillover.directions.select import divergences
+from spillover.directions.shares import wilson
 from spillover.directions.weights import orthogonalize
 from spillover.errors import ModelError
 from spillover.trees import all_reads, grow, token_losses
@@ -114,7 +115,8 @@ class Found:
     """What was measured.
 
     Attributes:
-        rates: a row per condition and group, with the share of each kind of answer.
+        rates: a row per condition and group, with the share of each kind of answer and the 95%
+            interval [`low`, `high`] of refusals.
         changes: a row per condition, with KL (nats) at the last token of harmless prompts and
             cross-entropy (nats per token) on harmless text and on the model's own answers.
         answers: a row per answer.
@@ -174,8 +176,10 @@ def _ask(
         ]
         counts = Counter(kinds)
         shares = {kind: counts[kind] / len(part) for kind in KINDS}
+        low, high = wilson(shares[REFUSED], len(part))
         facts = condition.facts | {"group": group.name}
-        found.rates.append(facts | {"dangerous": group.dangerous, "n": len(part)} | shares)
+        sizes = {"dangerous": group.dangerous, "n": len(part)}
+        found.rates.append(facts | sizes | shares | {"low": low, "high": high})
         found.answers += [
             facts | {"prompt": prompt[-1]["content"], "answer": one.text, "is": kind}
             for prompt, one, kind in zip(group.prompts, part, kinds, strict=True)

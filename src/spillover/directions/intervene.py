@@ -12,7 +12,6 @@ made afterwards, so that the order of nesting does not matter. Hooks give new te
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spillover.anatomy import entering
-from spillover.directions.direction import Direction
+from spillover.anatomy import entering, replaced
+from spillover.directions.direction import Direction, fingerprint
 from spillover.errors import DirectionError, ModelError
 
 if TYPE_CHECKING:
@@ -138,9 +137,7 @@ class _Hooks:
             stream = (stream + vector).to(stream.dtype)
         if stream is before:
             return None
-        if given:
-            return (stream, *given[1:]), named
-        return given, {**named, "hidden_states": stream}
+        return replaced(given, named, stream)
 
     def _write(self, _module: nn.Module, _given: Any, output: Any) -> Any:
         plan = self.plan
@@ -189,12 +186,6 @@ def intervening(model: LoadedModel, intervention: Intervention) -> Iterator[Load
 
 PREFIX = "with "
 """What the name of an intervention begins with."""
-
-
-def fingerprint(vectors: Tensor) -> str:
-    """A hash of some vectors (16 hexadecimal digits)."""
-    content = vectors.detach().cpu().double().contiguous().numpy().tobytes()
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def is_active(model: LoadedModel) -> bool:

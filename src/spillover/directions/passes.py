@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spillover.anatomy import entering
+from spillover.anatomy import entering, replaced
 from spillover.directions.contrast import BATCH_TOKENS, MOST_TOKENS, watching
 from spillover.trees import end_logits, grow, is_packable
 
@@ -69,12 +69,10 @@ class Passes:
             if layer in layers:
                 self.streams[layer] = stream
 
-        handles = [block.register_forward_hook(note) for block in blocks]
-        try:
+        with ExitStack() as hooks:
+            for block in blocks:
+                hooks.callback(block.register_forward_hook(note).remove)
             logits = self._run(1, keep)
-        finally:
-            for handle in handles:
-                handle.remove()
         return logits, {layer: self._ends(stream, 1) for layer, stream in self.streams.items()}
 
     def ablated(self, units: Float[Tensor, "C D"], layers: Sequence[int] = ()) -> Outcome:
@@ -162,16 +160,13 @@ def ablating(model: LoadedModel, units: Float[Tensor, "R D"]) -> Iterator[None]:
             return (without(output[0]), *output[1:])
         return without(output)
 
-    blocks, handles = model.anatomy.blocks, []
-    try:
+    blocks = model.anatomy.blocks
+    with ExitStack() as hooks:
         first = found.get_submodule(blocks[0].name)
-        handles.append(first.register_forward_pre_hook(enter, with_kwargs=True))
+        hooks.callback(first.register_forward_pre_hook(enter, with_kwargs=True).remove)
         for name in (name for block in blocks for name in block.adds):
-            handles.append(found.get_submodule(name).register_forward_hook(write))
+            hooks.callback(found.get_submodule(name).register_forward_hook(write).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -195,21 +190,25 @@ def restarted(
 
         return forward
 
-    handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
-    try:
+    with ExitStack() as stack:
+        stack.callback(blocks[layer].register_forward_pre_hook(enter, with_kwargs=True).remove)
         for block, wraps in zip(blocks[:layer], tuples, strict=False):
-            vars(block)["forward"] = skipped(wraps)
+            stack.enter_context(_computing(block, skipped(wraps)))
+        yield
+
+
+@contextmanager
+def _computing(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within, a block computes something else.
+
+    A function of its own that it had before (accelerate's, which moves what goes in and out between
+    devices) is put back.
+    """
+    own = vars(block)
+    before = {"forward": own["forward"]} if "forward" in own else {}
+    own["forward"] = forward
+    try:
         yield
     finally:
-        handle.remove()
-        for block in blocks[:layer]:
-            vars(block).pop("forward", None)
-
-
-def replaced(
-    given: tuple[Any, ...], named: dict[str, Any], stream: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a block with another stream."""
-    if given:
-        return (stream, *given[1:]), named
-    return given, {**named, "hidden_states": stream}
+        del own["forward"]
+        own.update(before)

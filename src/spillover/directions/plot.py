@@ -21,25 +21,22 @@ def plot(direction: Direction, score: str | None = None) -> alt.LayerChart:
     """A curve over layers for each position; the direction that was chosen is marked.
 
     Args:
-        score: one of the figures of the candidates; by default the first.
+        score: one of the figures of the candidates; by default that by which it was chosen.
 
     Raises:
-        DirectionError: where no candidates were compared, or none has this score.
+        DirectionError: where no candidates were compared, or none has a value of this score.
     """
     import altair as alt
 
     names = [name for name in (direction.candidates or ({},))[0] if name not in PLACES]
-    wanted = score or next(iter(names), "")
-    if wanted not in names:
+    wanted = score or next((name for name in direction.scores if name in names), "")
+    values = {name: points for name in names if (points := _points(direction, name))}
+    if wanted not in values:
         raise DirectionError(
             f"there is no score {wanted!r} by layer and position to plot; known: "
-            f"{', '.join(names) or 'none, for this direction was not chosen among candidates'}"
+            f"{', '.join(values) or 'none, for this direction was not chosen among candidates'}"
         )
-    rows: list[dict[str, Any]] = [
-        {"layer": row["layer"], "position": str(row["position"]), "value": found}
-        for row in direction.candidates
-        if (found := row[wanted]) is not None and math.isfinite(found)
-    ]
+    rows = values[wanted]
     chosen = [
         row
         for row in rows
@@ -60,3 +57,12 @@ def plot(direction: Direction, score: str | None = None) -> alt.LayerChart:
     )
     chart: alt.LayerChart = drawn.properties(width=360, height=220).configure(**style(legend=True))
     return chart
+
+
+def _points(direction: Direction, name: str) -> list[dict[str, Any]]:
+    """The values of a score that were computed; none where they are no numbers."""
+    return [
+        {"layer": row["layer"], "position": str(row["position"]), "value": value}
+        for row in direction.candidates
+        if (value := row[name]) is not None and not isinstance(value, bool) and math.isfinite(value)
+    ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spillover.directions.sides import distinct
 from spillover.errors import DirectionError
 from spillover.models import LoadedModel, Loading
 from spillover.models.loading import load_source
@@ -84,7 +85,8 @@ def material_for(
         seed: decides which prompt is in which part.
 
     Raises:
-        DirectionError: where there are none, or too few; ChatError: for files that cannot be used.
+        DirectionError: where there are none, or too few different ones.
+        ChatError: for files that cannot be used.
     """
     if (prompts is None) != (harmless is None):
         given, lacking = ("--prompts", "--harmless")[:: 1 if prompts else -1]
@@ -92,14 +94,16 @@ def material_for(
             f"found {given} without {lacking}; expected both: prompts to be refused, and harmless "
             "prompts that look like them otherwise"
         )
+    if prompts is None and column is not None:
+        raise DirectionError(f"found --column {column} without --prompts; leave it out")
     if prompts is None or harmless is None:
         return _of_organism(model, seed)
-    sides = (read_conversations(prompts, column), read_conversations(harmless, column))
+    sides = tuple(distinct(read_conversations(source, column)) for source in (prompts, harmless))
     for source, side in zip((prompts, harmless), sides, strict=True):
         if len(side) < FEWEST:
             raise DirectionError(
-                f"{source}: found {len(side)} prompts; expected at least {FEWEST}, better 200: "
-                "to compute from, to choose with and to test with"
+                f"{source}: found {len(side)} different prompts; expected at least {FEWEST}, "
+                "better 200: to compute from, to choose with and to test with"
             )
     _check_apart(prompts, harmless, *sides)
     return _split(sides, f"{prompts} and {harmless}", seed)
@@ -114,12 +118,10 @@ def _check_apart(prompts: str | Path, harmless: str | Path, *sides: Sequence[Con
         )
 
 
-def _split(
-    sides: tuple[list[Conversation], list[Conversation]], source: str, seed: int
-) -> Material:
+def _split(sides: Sequence[Sequence[Conversation]], source: str, seed: int) -> Material:
     parts: list[list[list[Conversation]]] = []
     for side in sides:
-        mixed = list({str(one): one for one in side}.values())
+        mixed = list(side)
         random.Random(seed).shuffle(mixed)
         first, second = (round(share * len(mixed)) for share in (SHARES[0], sum(SHARES)))
         cut = [mixed[:first], mixed[first:second], mixed[second:]]

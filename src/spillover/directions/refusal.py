@@ -9,20 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from spillover.directions.answers import (
-    EMPTY,
-    PHRASES,
-    REFUSED,
-    kind_of,
-    read_phrases,
-    refusal_tokens,
-    respond,
-)
+from spillover.directions.answers import PHRASES, read_phrases
 from spillover.directions.capabilities import chosen, measure
 from spillover.directions.contrast import Contrast, difference_of_means
 from spillover.directions.controls import (
@@ -32,45 +24,35 @@ from spillover.directions.controls import (
     shuffled_vectors,
     subspace,
 )
-from spillover.directions.direction import Direction
 from spillover.directions.evaluate import (
     RANDOM,
     SHUFFLED,
-    TOGETHER,
     Condition,
-    Found,
     conditions,
     evaluate,
 )
+from spillover.directions.filtering import Answered, first_tokens, keep_treated, own_tokens
 from spillover.directions.harness import Capabilities, Harness, load_tasks
-from spillover.directions.passes import Passes
 from spillover.directions.prompts import Material, load_refusing, material_for
+from spillover.directions.record import REPORT, Record, candidate_rows, check_target
 from spillover.directions.select import (
     COSINE,
     TOKENS,
     Rule,
     Selection,
-    refusal_scores,
     select,
     select_by_cosine,
 )
-from spillover.errors import DirectionError, RunFolderError, check_writable
-from spillover.folder import is_unused, locked, make_folder, whole
+from spillover.directions.verdict import verdict
+from spillover.folder import locked, make_folder
 from spillover.models import LoadedModel, Loading
 
 if TYPE_CHECKING:
+    from spillover.directions.direction import Direction
     from spillover.rows import Conversation
 
-RESULT, ANSWERS, CANDIDATES, FOLDER = (
-    "refusal.json",
-    "answers.parquet",
-    "candidates.parquet",
-    "direction",
-)
 SMALL = 50_000_000
 """Parameters up to which all that is discarded is computed too, for curves without gaps."""
-FEWEST = 4
-"""Prompts of a side that must be left to compute from, and to choose with."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -82,7 +64,7 @@ class Refusing(BaseModel):
         thresholds: that candidates must pass.
         tokens: texts that refusals begin with; by default those of the model's own refusals.
         phrases: a file of phrases that refusals hold, one per line; by default English ones.
-        ranks: dimensions that are ablated besides one.
+        ranks: dimensions that are ablated besides one; different ones.
         controls: directions of each kind of control.
         resamples: bootstrap resamples of the prompts.
         max_tokens: the longest answer.
@@ -96,12 +78,19 @@ class Refusing(BaseModel):
     thresholds: Rule = Rule()
     tokens: tuple[str, ...] = ()
     phrases: Path | None = None
-    ranks: tuple[int, ...] = (2, 4)
+    ranks: tuple[Annotated[int, Field(ge=2)], ...] = (2, 4)
     controls: int = Field(default=3, ge=0)
     resamples: int = Field(default=100, ge=0)
     max_tokens: int = Field(default=64, ge=1)
     every: bool | None = None
     capabilities: Capabilities = Capabilities()
+
+    @field_validator("ranks")
+    @classmethod
+    def _are_different(cls, ranks: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(ranks)) < len(ranks):
+            raise ValueError("a rank stands there twice; leave one out")
+        return ranks
 
 
 @dataclass(frozen=True)
@@ -111,7 +100,7 @@ class Refusal:
     Attributes:
         folder: where its files lie.
         direction: also in `direction/` there.
-        found: the content of refusal.json.
+        found: the content of refusal.json, as plain data.
     """
 
     folder: Path
@@ -121,7 +110,7 @@ class Refusal:
     @property
     def report(self) -> Path:
         """The page to look at."""
-        return self.folder / "report.html"
+        return self.folder / REPORT
 
 
 def find_refusal(
@@ -155,25 +144,19 @@ def find_refusal(
     phrases = read_phrases(how.phrases) if how.phrases else PHRASES
     name = model if isinstance(model, str) else model.source.name
     target = Path(out) if out is not None else _default_folder(name, seed)
-    check_writable(target)
-    if not is_unused(target) and not (target / RESULT).is_file():
-        raise RunFolderError(f"{target}: holds something else; choose another folder with --out")
+    check_target(target)
     report("load", 0, 1)
     harness = load_tasks(how.capabilities) if how.capabilities.tasks else None
     loaded = load_refusing(model, loading, of_world=prompts is None and harmless is None)
     material = material_for(loaded, prompts, harmless, column, seed)
     if harness:
         harness.check(loaded)
-    search = _Search(loaded, material, how, phrases, seed, report, harness)
-    selection, found = search.run()
-    content = {
-        "model": loaded.source.name,
-        "identity": loaded.source.identity,
-        "seed": seed,
-    } | found.pop("told")
-    report("report", 0, 1)
-    _write(target, content, selection, found["evaluated"])
-    return Refusal(target, selection.direction, content)
+    search = _Search(loaded, material, how, phrases, seed, report)
+    search.choose()
+    make_folder(target)
+    with locked(target):
+        found = search.test(target, harness)
+    return Refusal(target, search.selection.direction, found)
 
 
 def _default_folder(model: str, seed: int) -> Path:
@@ -181,7 +164,16 @@ def _default_folder(model: str, seed: int) -> Path:
 
 
 class _Search:
-    """One way through the stages."""
+    """One way through the stages.
+
+    Attributes:
+        train: the prompts that are left to compute from, dangerous first.
+        selection: the direction; there once `choose` was called, as is `train`.
+        told: what is said of the search in refusal.json.
+    """
+
+    train: tuple[list[Conversation], list[Conversation]]
+    selection: Selection
 
     def __init__(
         self,
@@ -191,138 +183,45 @@ class _Search:
         phrases: Sequence[str],
         seed: int,
         report: Progress,
-        harness: Harness | None,
     ) -> None:
         self.model, self.material, self.how = model, material, how
-        self.phrases, self.report, self.harness = phrases, report, harness
+        self.phrases, self.report = phrases, report
         self.rng = np.random.default_rng(seed)
+        self.told: dict[str, Any] = {
+            "model": model.source.name,
+            "identity": model.source.identity,
+            "seed": seed,
+            "source": material.source,
+            "placement": model.placement,
+            "settings": how.model_dump(mode="json"),
+        }
 
-    def run(self) -> tuple[Selection, dict[str, Any]]:
-        """The selection; what was evaluated, and what is told of all."""
+    def choose(self) -> None:
+        """Collect, filter, contrast, select."""
+        tokens = first_tokens(self.model, self.how.tokens)
         self.report("answers", 0, 1)
-        answers, tokens = self._tokens()
-        train, held, kept = self._filter(tokens, answers)
+        answered = Answered.of(self.model, self.material, self.phrases, self.how.max_tokens)
+        tokens = tokens or own_tokens(self.model, answered, needed=self.how.rule == TOKENS)
+        left = keep_treated(self.model, self.material, tokens, answered)
+        self.train = left.train
         contrast = difference_of_means(
             self.model,
-            train[0],
-            train[1],
+            *self.train,
             title="dangerous - harmless",
             progress=lambda done, total: self.report("contrast", done, total),
         )
-        selection = self._select(contrast, held, tokens)
-        direction = selection.direction
-        sides = [activations(self.model, side, direction) for side in train]
-        pair = (sides[0], sides[1])
-        cosines = resampled_cosines(pair, direction, self.how.resamples, self.rng)
-        count = self.how.controls
-        controls = {
-            RANDOM: random_vectors(direction, count, self.rng),
-            SHUFFLED: shuffled_vectors(pair, direction, count, self.rng),
-        }
-        own = [subspace(pair, direction, rank) for rank in self.how.ranks]
-        drawn = [random_vectors(direction, rank, self.rng) for rank in self.how.ranks if count]
-        spaces = {"": own, RANDOM: drawn}
-        listed, trouble = conditions(self.model, direction, controls, spaces)
-        found = evaluate(
-            listed,
-            self.material.test,
-            self.phrases,
-            self.how.max_tokens,
-            lambda done, total: self.report("evaluate", done, total),
-        )
-        told = {
-            "source": self.material.source,
-            "placement": self.model.placement,
-            "settings": self.how.model_dump(mode="json"),
-            "prompts": kept,
+        self.selection = self._select(contrast, left.held, tokens)
+        self.told |= {
+            "prompts": left.counts | answered.counts,
             "tokens": [self.model.tokenizer.decode([token]) for token in tokens],
-            "direction": _told(selection, cosines, len(self.model.anatomy.blocks)),
-            "control_cosines": {
-                name: [direction.cosine(one) for one in vectors]
-                for name, vectors in controls.items()
-            },
-            "edit": trouble,
-            "rates": found.rates,
-            "changes": found.changes,
-        } | self._capabilities(listed)
-        return selection, {"told": told, "evaluated": found}
-
-    def _capabilities(self, listed: Sequence[Condition]) -> dict[str, Any]:
-        """What tasks of the harness say, and what they are."""
-        if self.harness is None:
-            return {"capabilities": [], "harness": None}
-        some = chosen(listed)
-        rows = measure(self.harness, some, lambda *done: self.report("capabilities", *done))
-        return {"capabilities": rows, "harness": self.harness.facts}
-
-    def _tokens(self) -> tuple[list[list[str]], list[int]]:
-        """The model's answers to the training prompts, and the tokens that its refusals begin with.
-
-        The second rule needs no tokens, but a model that refuses.
-        """
-        given = self.how.tokens
-        ids = {text: self.model.tokenizer.encode(text, add_special_tokens=False) for text in given}
-        empty = [text for text, found in ids.items() if not found]
-        if empty:
-            raise DirectionError(f"--token {empty[0]!r}: is no token; expected how refusals begin")
-        train = self.material.train
-        samples = respond(self.model, [*train[0], *train[1]], self.how.max_tokens)
-        said = [one.text for one in samples]
-        answers = [said[: len(train[0])], said[len(train[0]) :]]
-        if given:
-            return answers, sorted({found[0] for found in ids.values()})
-        try:
-            return answers, refusal_tokens(self.model, (answers[0], answers[1]), self.phrases)
-        except DirectionError:
-            refuses = any(kind_of(one, self.phrases) == REFUSED for one in answers[0])
-            if self.how.rule == TOKENS or not refuses:
-                raise
-            return answers, []
-
-    def _filter(
-        self, tokens: list[int], answers: list[list[str]]
-    ) -> tuple[list[list[Conversation]], list[list[Conversation]], dict[str, Any]]:
-        """Dangerous prompts that are refused and harmless ones that are not: scores above, below 0.
-
-        Without tokens, training prompts go by the phrases of their answers.
-        """
-        kept: dict[str, Any] = {}
-        parts = []
-        for part, sides in (("train", self.material.train), ("held", self.material.held)):
-            left = []
-            for number, (name, side) in enumerate(
-                zip(("dangerous", "harmless"), sides, strict=True)
-            ):
-                if tokens:
-                    refused = [score > 0 for score in self._scores(side, tokens)]
-                elif part == "train":
-                    refused = [kind_of(one, self.phrases) == REFUSED for one in answers[number]]
-                else:
-                    refused = [number == 0] * len(side)
-                some = [p for p, r in zip(side, refused, strict=True) if r == (number == 0)]
-                kept[f"{part}, {name}"] = {"kept": len(some), "of": len(side)}
-                if len(some) < min(FEWEST, len(side)):
-                    raise DirectionError(_too_few(self.model, name, sum(refused), len(side)))
-                left.append(some)
-            parts.append(left)
-        empty = sum(kind_of(one, ()) == EMPTY for side in answers for one in side)
-        refused_rate = [
-            sum(kind_of(one, self.phrases) == REFUSED for one in side) / len(side)
-            for side in answers
-        ]
-        kept |= {"refused_dangerous": refused_rate[0], "refused_harmless": refused_rate[1]}
-        return parts[0], parts[1], kept | {"empty_answers": empty}
-
-    def _scores(self, prompts: Sequence[Conversation], tokens: list[int]) -> list[float]:
-        ids = [self.model.chat.prompt_ids(prompt) for prompt in prompts]
-        found: list[float] = []
-        for at in range(0, len(ids), TOGETHER):
-            logits, _ = Passes(self.model, ids[at : at + TOGETHER]).base([])
-            found += refusal_scores(logits[0], tokens).tolist()
-        return found
+            "direction": _told(self.selection, len(self.model.anatomy.blocks)),
+        }
 
     def _select(
-        self, contrast: Contrast, held: list[list[Conversation]], tokens: list[int]
+        self,
+        contrast: Contrast,
+        held: tuple[list[Conversation], list[Conversation]],
+        tokens: list[int],
     ) -> Selection:
         every = self.how.every
         if every is None:
@@ -333,22 +232,81 @@ class _Search:
             self.report("select", done, total)
 
         if self.how.rule == COSINE:
-            return select_by_cosine(self.model, contrast, held[0], held[1], rule, tell)
-        return select(self.model, contrast, held[0], held[1], tokens, rule, tell)
+            return select_by_cosine(self.model, contrast, *held, rule, tell)
+        return select(self.model, contrast, *held, tokens, rule, tell)
+
+    def test(self, folder: Path, harness: Harness | None) -> dict[str, Any]:
+        """Evaluate and report; what is known is written before what takes long.
+
+        Returns:
+            the content of refusal.json.
+        """
+        from spillover.report.direction import write_direction_report
+
+        record = Record(folder, self.told)
+        record.keep_selection(self.selection)
+        listed = self._conditions(record)
+        found = evaluate(
+            listed,
+            self.material.test,
+            self.phrases,
+            self.how.max_tokens,
+            lambda done, total: self.report("evaluate", done, total),
+        )
+        record.keep_answers(found.answers)
+        record.tell(
+            {
+                "rates": found.rates,
+                "changes": found.changes,
+                "verdict": verdict(found.rates),
+                "capabilities": [],
+                "harness": harness.facts if harness else None,
+            }
+        )
+        if harness:
+            self._ask_tasks(harness, listed, record)
+        record.finish()
+        self.report("report", 0, 1)
+        write_direction_report(folder, record.content, found.answers)
+        return record.content
+
+    def _conditions(self, record: Record) -> list[Condition]:
+        """All ways to ask the model; the record is told of the controls."""
+        direction, count = self.selection.direction, self.how.controls
+        sides = [activations(self.model, side, direction) for side in self.train]
+        pair = (sides[0], sides[1])
+        cosines = resampled_cosines(pair, direction, self.how.resamples, self.rng)
+        controls = {
+            RANDOM: random_vectors(direction, count, self.rng),
+            SHUFFLED: shuffled_vectors(pair, direction, count, self.rng),
+        }
+        own = [subspace(pair, direction, rank) for rank in self.how.ranks]
+        drawn = [random_vectors(direction, rank, self.rng) for rank in self.how.ranks if count]
+        listed, trouble = conditions(self.model, direction, controls, {"": own, RANDOM: drawn})
+        record.tell(
+            {
+                "direction": self.told["direction"] | {"resampled_cosine": _spread(cosines)},
+                "control_cosines": {
+                    name: [direction.cosine(one) for one in vectors]
+                    for name, vectors in controls.items()
+                },
+                "edit": trouble,
+            }
+        )
+        return listed
+
+    def _ask_tasks(self, harness: Harness, listed: Sequence[Condition], record: Record) -> None:
+        measure(
+            harness,
+            chosen(listed),
+            progress=lambda *done: self.report("capabilities", *done),
+            keep=lambda rows: record.tell({"capabilities": rows}),
+        )
 
 
-def _too_few(model: LoadedModel, name: str, refused: int, count: int) -> str:
-    return (
-        f"{model.source.name} refuses {refused} of {count} {name} prompts ({refused / count:.2f}); "
-        f"expected {'more' if name == 'dangerous' else 'fewer'}: at least {FEWEST} {name} prompts "
-        "must be treated as such; give prompts that it treats more differently"
-    )
-
-
-def _told(selection: Selection, cosines: list[float], layers: int) -> dict[str, Any]:
+def _told(selection: Selection, layers: int) -> dict[str, Any]:
     """The direction in figures."""
     direction = selection.direction
-    low, high = np.quantile(cosines, [0.025, 0.975]) if cosines else (np.nan, np.nan)
     return {
         "layer": direction.layer,
         "layers": layers,
@@ -356,28 +314,12 @@ def _told(selection: Selection, cosines: list[float], layers: int) -> dict[str, 
         "norm": direction.norm,
         "rule": selection.rule,
         "scores": direction.scores,
-        "resampled_cosine": {
-            "mean": float(np.mean(cosines)) if cosines else float("nan"),
-            "low": float(low),
-            "high": float(high),
-            "resamples": len(cosines),
-        },
-        "candidates": [one.figures | {"discarded": one.discarded} for one in selection.candidates],
+        "candidates": candidate_rows(selection),
     }
 
 
-def _write(folder: Path, content: dict[str, Any], selection: Selection, found: Found) -> None:
-    import pandas as pd
-
-    from spillover.report.direction import write_direction_report
-    from spillover.summary import plain_data, write_json
-
-    make_folder(folder)
-    with locked(folder):
-        selection.direction.save(folder / FOLDER)
-        tables = {ANSWERS: found.answers, CANDIDATES: content["direction"]["candidates"]}
-        for name, rows in tables.items():
-            with whole(folder / name) as path:
-                pd.DataFrame(rows).to_parquet(path, index=False)
-        write_direction_report(folder, plain_data(content), found.answers)
-        write_json(folder / RESULT, content)
+def _spread(cosines: Sequence[float]) -> dict[str, Any]:
+    """Cosines with directions of resampled prompts: their mean, and where 95% of them lie."""
+    low, high = np.quantile(cosines, [0.025, 0.975]) if cosines else (np.nan, np.nan)
+    mean = float(np.mean(cosines)) if cosines else float("nan")
+    return {"mean": mean, "low": float(low), "high": float(high), "resamples": len(cosines)}

@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Float64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from spillover.directions.contrast import NOTHING
 from spillover.directions.passes import Passes
 from spillover.errors import DirectionError
 
@@ -38,12 +39,12 @@ if TYPE_CHECKING:
 
 # Shape legend: C candidates, N prompts, V vocabulary, D hidden size.
 
-NOTHING = 1e-6
-"""Below this share of the largest difference of means, a difference is rounding."""
 FIRST = 4
 """One prompt in so many decides first whether a candidate changes too much."""
 TOKENS, COSINE = "tokens", "cosine"
 """The rules by name."""
+SHOWN = ("bypass", "complies", "refuses", "induce", "kl")
+"""Scores of a direction: first what it was chosen by, then what it had to pass."""
 Progress = Callable[[int, int], None]
 
 
@@ -324,11 +325,11 @@ class _Search:
         if not left:
             raise DirectionError(_misses(self.candidates, self.rule))
         best = max(left, key=value)
-        shown = ("bypass", "induce", "kl", "complies", "refuses")
-        scores = {key: v for key in shown if (v := best.figures[key]) is not None}
-        direction = self.contrast.direction(best.position, best.layer, **scores)
-        listed: dict[str, Any] = {"candidates": tuple(one.figures for one in self.candidates)}
-        direction = type(direction)(**(vars(direction) | listed))
+        scores = {key: v for key in SHOWN if (v := best.figures[key]) is not None}
+        direction = replace(
+            self.contrast.direction(best.position, best.layer, **scores),
+            candidates=tuple(one.figures for one in self.candidates),
+        )
         return Selection(direction, self.candidates, name, self.rule, list(tokens))
 
 

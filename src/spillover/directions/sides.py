@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from spillover.errors import ChatError, DirectionError
@@ -21,10 +21,18 @@ def conversations(side: Side, column: str | None = None) -> list[Conversation]:
 
     Raises:
         ChatError: naming file and line, for what is not a valid prompt, or for none.
+        DirectionError: naming its number, for what is not a valid prompt of a list.
     """
     if isinstance(side, str | Path):
         return read_conversations(side, column)
+    if not isinstance(side, Iterable):
+        raise DirectionError(f"found {side!r}; expected prompts, or the name of a file or dataset")
     return [_as_conversation(one, f"prompt {at}") for at, one in enumerate(side)]
+
+
+def distinct(prompts: Sequence[Conversation]) -> list[Conversation]:
+    """Prompts without those that came before."""
+    return list({str(one): one for one in prompts}.values())
 
 
 def answered(source: str | Path) -> tuple[list[Conversation], list[str]]:
@@ -51,7 +59,7 @@ def _as_conversation(prompt: str | Conversation, place: str) -> Conversation:
         return [{"role": "user", "content": prompt}]
     try:
         made = [Message.model_validate(message) for message in prompt]
-    except ValueError:
+    except (TypeError, ValueError):
         raise DirectionError(
             f"{place}: found {str(prompt)[:60]!r}; expected text, or messages with role and content"
         ) from None

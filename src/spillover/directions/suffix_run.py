@@ -17,15 +17,19 @@ from spillover.directions.suffix import (
     check_searchable,
     check_suffix,
 )
-from spillover.directions.suffix_study import MAX_TOKENS, Prompts, check_direction, measure
+from spillover.directions.suffix_study import (
+    MAX_TOKENS,
+    Progress,
+    Prompts,
+    check_direction,
+    measure,
+)
 from spillover.errors import DirectionError, RunFolderError, check_writable
 from spillover.folder import is_unused, locked, make_folder
 from spillover.models import LoadedModel, Loading
 from spillover.rows import read_conversations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from spillover.rows import Conversation
 
 RESULT = "suffix.json"
@@ -54,6 +58,15 @@ class SuffixStudy:
 
 
 @dataclass(frozen=True)
+class _Files:
+    """Prompts by file or dataset, as the user named them."""
+
+    prompts: str | Path | None
+    harmless: str | Path | None
+    column: str | None
+
+
+@dataclass(frozen=True)
 class _Given:
     """What a study is made of."""
 
@@ -76,7 +89,7 @@ def study_suffix(
     out: str | Path | None = None,
     seed: int = 0,
     loading: Loading | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SuffixStudy:
     """Look at what a suffix does to the direction of refusal.
 
@@ -97,21 +110,13 @@ def study_suffix(
         InputError: for a suffix, a direction or prompts that cannot be used; RunFolderError for a
             folder that holds something else.
     """
-    name, target = _named(model, out, seed)
-    _check(target, suffix, prompts)
+    target, files = _target(model, out, seed), _Files(prompts, harmless, column)
+    _check(target, suffix, files, controls)
     known = load_direction(direction) if isinstance(direction, str | Path) else direction
     report = progress or (lambda *_: None)
     report("load", 0, 1)
     loaded = load_refusing(model, loading, of_world=prompts is None)
-    if known:
-        check_direction(loaded, known)
-    if suffix is None:
-        check_searchable(loaded)
-    report("prompts", 0, 1)
-    if prompts is None:
-        given = _of_world(loaded, known, suffix, seed)
-    else:
-        given = _of_files(loaded, known, suffix, prompts, harmless, column)
+    given = _given(loaded, known, suffix, files, seed, report)
     found = measure(
         loaded,
         given.direction,
@@ -124,34 +129,43 @@ def study_suffix(
         progress=progress,
     )
     report("report", 0, 1)
-    content = _write(target, _about(name, loaded, given) | found)
-    return SuffixStudy(target, content)
+    return SuffixStudy(target, _write(target, _about(loaded, given) | found))
 
 
-def _named(model: str | LoadedModel, out: str | Path | None, seed: int) -> tuple[str, Path]:
+def _target(model: str | LoadedModel, out: str | Path | None, seed: int) -> Path:
     name = model if isinstance(model, str) else model.source.name
-    return name, Path(out or Path("runs") / f"direction-suffix-{Path(name).name}-seed-{seed}")
+    return Path(out or Path("runs") / f"direction-suffix-{Path(name).name}-seed-{seed}")
 
 
-def _check(target: Path, suffix: str | None, prompts: str | Path | None) -> None:
+def _check(target: Path, suffix: str | None, files: _Files, controls: int) -> None:
     """Refuse what cannot be done, before anything is loaded."""
     check_writable(target)
+    if controls < 1:
+        raise DirectionError(
+            f"found {controls} controls; expected at least 1 random suffix to compare with"
+        )
     if not is_unused(target) and not (target / RESULT).is_file():
         raise RunFolderError(f"{target}: holds something else; choose another folder with --out")
     if suffix is not None and not suffix.strip():
         raise DirectionError("found an empty suffix; give its text with --suffix TEXT")
-    if prompts is not None and suffix is None:
+    alone = [name for name in ("harmless", "column") if getattr(files, name) is not None]
+    if files.prompts is None and alone:
+        raise DirectionError(
+            f"found --{alone[0]} without --prompts; give the prompts that the model refuses too, "
+            "or leave it out: the organism has its own"
+        )
+    if files.prompts is not None and suffix is None:
         raise DirectionError(
             "found --prompts without --suffix; suffixes are searched for on the organism's own "
             "prompts only: give the text of one"
         )
 
 
-def _about(name: str, model: LoadedModel, given: _Given) -> dict[str, Any]:
+def _about(model: LoadedModel, given: _Given) -> dict[str, Any]:
     """What was studied, for the record."""
     return {
         "schema": 1,
-        "model": name,
+        "model": model.source.name,
         "identity": model.source.identity,
         "placement": model.placement,
         "source": given.source,
@@ -168,6 +182,25 @@ def _told(direction: Direction) -> dict[str, Any]:
         "norm": direction.norm,
         "scores": direction.scores,
     }
+
+
+def _given(
+    model: LoadedModel,
+    direction: Direction | None,
+    suffix: str | None,
+    files: _Files,
+    seed: int,
+    report: Progress,
+) -> _Given:
+    """Prompts and direction for a suffix that is given, or may be searched for."""
+    if direction is not None:
+        check_direction(model, direction)
+    if suffix is None:
+        check_searchable(model)
+    report("prompts", 0, 1)
+    if files.prompts is None:
+        return _of_world(model, direction, suffix, seed)
+    return _of_files(model, direction, suffix, files.prompts, files.harmless, files.column)
 
 
 def _of_files(
@@ -251,6 +284,6 @@ def _write(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = plain_data(content)
     make_folder(folder)
     with locked(folder):
-        write_suffix_report(folder, plain)
         write_json(folder / RESULT, plain)
+        write_suffix_report(folder, plain)
     return plain

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spillover.directions.answers import KINDS, PHRASES, kind_of, respond
-from spillover.directions.intervene import check_layer
+from spillover.directions.intervene import as_vector, check_layer
 from spillover.directions.suffix import (
     Frame,
     Suffix,
@@ -71,7 +71,8 @@ def check_direction(model: LoadedModel, direction: Direction) -> None:
     """Make sure that a direction belongs to a model.
 
     Raises:
-        DirectionError: when it is another model's, or of a layer or width that this one has not.
+        DirectionError: when it is another model's, of a layer or width that this one has not, zero
+            or not finite.
     """
     if direction.model != model.source.identity:
         raise DirectionError(
@@ -79,12 +80,7 @@ def check_direction(model: LoadedModel, direction: Direction) -> None:
             f"{model.source.name} has {model.source.identity}: fit one on it, or give that model"
         )
     check_layer(model, direction.layer)
-    width = model.anatomy.hidden_size
-    if len(direction.vector) != width:
-        raise DirectionError(
-            f"the direction has {len(direction.vector)} dimensions, the residual stream of "
-            f"{model.source.name} {width}; fit one on it"
-        )
+    as_vector(model, direction)
 
 
 def measure(
@@ -102,6 +98,7 @@ def measure(
     """Find a suffix, or take a given one, and see what it does; returns what `suffix.json` says.
 
     Args:
+        direction: one that belongs to the model; see `check_direction`.
         tokens: that refusals begin with.
         given: the text of a suffix; without it one is searched for (on the organism only).
         controls: random suffixes of its length; activations are looked at with the first few.
@@ -109,11 +106,9 @@ def measure(
         progress: called with (stage, done, total).
 
     Raises:
-        DirectionError: for a direction of another model, prompts that the model does not refuse,
-            or a suffix that cannot be used.
+        DirectionError: for prompts that the model does not refuse, or a suffix that cannot be used.
         ModelError: for architectures whose heads cannot be told apart.
     """
-    check_direction(model, direction)
     report = progress or (lambda *_: None)
     study = _Study(model, direction, prompts, list(tokens), report)
     if given is None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SHARE, MOST_HEADS = 0.9, 8
 """Top heads are the fewest that add this share of what all heads add up to, and at most so many."""
+SUM, STREAM = "sum", "stream"
+"""The parts along the direction added up, and what they should add up to."""
 SPREAD = (0.1, 0.9)
 """Quantiles of the prompts' cosines that are reported beside their means."""
 
@@ -75,13 +77,19 @@ class View:
 
     @property
     def parts(self) -> dict[str, float]:
-        """What the parts of the stream entering the direction's layer add, and their sum."""
-        listed = [one.before(self.layer) for one in self._found]
-        parts = {
+        """What the parts of the stream entering the direction's layer add; sum and stream.
+
+        The sum is that of the parts, the stream the projection of what enters the layer: they are
+        the same where nothing was left out.
+        """
+        listed = [
+            one.before(self.layer) | {STREAM: one.stream[:, self.layer]} for one in self._found
+        ]
+        means = {
             name: float(torch.stack([one[name].mean() for one in listed]).mean())
             for name in listed[0]
         }
-        return parts | {"sum": sum(parts.values())}
+        return means | {SUM: sum(of for name, of in means.items() if name != STREAM)}
 
     def cosine_rows(self, name: str) -> list[dict[str, Any]]:
         """Mean and spread over prompts, a row per layer."""

@@ -18,10 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spillover.directions.direction import Direction
+from spillover.directions.direction import Direction, fingerprint
 from spillover.directions.intervene import (
     as_vector,
-    fingerprint,
     is_active,
     orthonormal,
     project,

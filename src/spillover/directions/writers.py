@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spillover.anatomy import entering
+from spillover.anatomy import entering, first_of
 from spillover.errors import ModelError
 
 if TYPE_CHECKING:
@@ -130,9 +130,8 @@ def _probe(model: LoadedModel) -> Tensor:
 
 def _computed(module: nn.Module, call: Call, leaves: Parameters) -> Float[Tensor, "T D"]:
     """What a module adds to the stream, as a function of its parameters."""
-    out = functional_call(module, dict(leaves), *call)
-    first: Tensor = out[0] if isinstance(out, tuple) else out
-    return first.flatten(0, -2)
+    out: Tensor = first_of(functional_call(module, dict(leaves), *call))
+    return out.flatten(0, -2)
 
 
 def _embedded(model: LoadedModel, leaves: Parameters) -> Float[Tensor, "T D"]:
@@ -144,34 +143,26 @@ def _embedded(model: LoadedModel, leaves: Parameters) -> Float[Tensor, "T D"]:
         raise _EnteredError
 
     first = model.model.get_submodule(model.anatomy.blocks[0].name)
-    handle = first.register_forward_pre_hook(keep, with_kwargs=True)
     inputs = {"input_ids": _probe(model), "use_cache": False}
-    try:
-        with suppress(_EnteredError):
-            functional_call(model.model, dict(leaves), kwargs=inputs)
-    finally:
-        handle.remove()
+    with ExitStack() as hooks, suppress(_EnteredError):
+        hooks.callback(first.register_forward_pre_hook(keep, with_kwargs=True).remove)
+        functional_call(model.model, dict(leaves), kwargs=inputs)
     return seen[0].flatten(0, -2)
 
 
 def _calls(model: LoadedModel) -> dict[str, Call]:
     """How the modules that write are called on a short input."""
     calls: dict[str, Call] = {}
-    handles = []
 
     def keep(name: str, _: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         calls[name] = (given, named)
 
-    try:
+    with ExitStack() as hooks, torch.no_grad():
         for name in (name for block in model.anatomy.blocks for name in block.adds):
             part = model.model.get_submodule(name)
             hook = partial(keep, name)
-            handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
-        with torch.no_grad():
-            model.model(input_ids=_probe(model), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.callback(part.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        model.model(input_ids=_probe(model), use_cache=False)
     return calls
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 from spillover.folder import whole
@@ -20,7 +19,6 @@ from spillover.report.focus import Record, is_number
 from spillover.report.page import fill
 from spillover.report.strip import Key, Mark, Strip, label, strip
 from spillover.report.tables import Column, table
-from spillover.report.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +30,6 @@ SHOWN = 4
 """Prompts of a group whose answers are on the page; all are in answers.parquet."""
 ROW, HEIGHT = 24, 230
 """Height of a row of the strip plot and of a chart of curves, in points."""
-Z = 1.959964
-"""Standard deviations of a 95% interval."""
 SCORES = {
     "bypass": "bypass: refusal score of dangerous prompts, ablated (nats)",
     "induce": "induce: refusal score of harmless prompts, added (nats)",
@@ -70,7 +66,6 @@ def write_direction_report(folder: Path, content: Record, answers: Sequence[Reco
         content=content,
         about=about,
         rule="the paper's rule" if about["rule"] == "tokens" else "cosines, without tokens",
-        verdict=verdict(content),
         knows=any(row["helpful"] for row in content["rates"]),
         partial=any(not one["whole"] for one in about["candidates"]),
         shots=_shots(content),
@@ -83,57 +78,6 @@ def write_direction_report(folder: Path, content: Record, answers: Sequence[Reco
     with whole(path) as partial:
         partial.write_text(page, encoding="utf-8", errors="replace", newline="\n")
     return path
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """A 95% interval of a share of so many."""
-    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2)) / (1 + Z**2 / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def share_of(
-    content: Record,
-    kind: str,
-    what: str = "refused",
-    *,
-    dangerous: bool,
-    control: str = "",
-    rank: int = 1,
-) -> list[float]:
-    """The share of an answer over all prompts of a side, for each condition of a kind."""
-    found: dict[str, list[tuple[float, int]]] = {}
-    for row in content["rates"]:
-        told = (row["kind"], row["control"], row["rank"], row["dangerous"])
-        if told == (kind, control, rank, dangerous):
-            found.setdefault(row["condition"], []).append((row[what], row["n"]))
-    return [sum(s * n for s, n in rows) / sum(n for _, n in rows) for rows in found.values()]
-
-
-def verdict(content: Record) -> Record:
-    """The result in sentences; caution where the direction does little, or controls much."""
-    before = share_of(content, "base", dangerous=True)[0]
-    ablated = share_of(content, "ablated", dangerous=True)[0]
-    harmless = share_of(content, "base", dangerous=False)[0]
-    added = share_of(content, "added", dangerous=False)[0]
-    random = share_of(content, "ablated", dangerous=True, control="random")
-    sentences = [
-        f"With the direction ablated, {_percent(ablated)} of dangerous prompts are refused; "
-        f"{_percent(before)} before.",
-        f"With it added, {_percent(added)} of harmless prompts are refused; "
-        f"{_percent(harmless)} before.",
-    ]
-    if random:
-        sentences.append(
-            f"With {number_of(len(random), 'random direction')} ablated instead, at least "
-            f"{_percent(min(random))} of dangerous prompts are still refused."
-        )
-    works = ablated <= before / 2 and added >= 0.5 and all(r >= 0.8 * before for r in random)
-    return {"tone": "good" if works else "caution", "sentences": sentences}
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%"
 
 
 def _stability(found: Record) -> str | None:
@@ -191,7 +135,7 @@ def _refused(content: Record) -> Figure:
         marks = []
         for row in rows:
             lane = (names.index(row["group"]) + 0.5) / len(names) * 1.4 - 0.7
-            interval = wilson(row["refused"], row["n"])
+            interval = (row["low"], row["high"])
             marks.append(Mark(row["condition"], row["group"], lane, row["refused"], *interval))
         listed = list(dict.fromkeys(row["condition"] for row in rows))
         step = ROW if len(names) == 1 else 34
@@ -271,7 +215,7 @@ def _lines(about: Record, score: str, key: Sequence[Key], limit: float | None) -
 
 
 def _rates_table(content: Record) -> Record:
-    rows = [row | {"interval": list(wilson(row["refused"], row["n"]))} for row in content["rates"]]
+    rows = [row | {"interval": [row["low"], row["high"]]} for row in content["rates"]]
     shown = [kind for kind in KINDS if kind == "refused" or any(row[kind] for row in rows)]
     columns = (
         Column("condition", "condition"),

@@ -243,7 +243,7 @@ def _refusal_table(content: Record) -> Record:
 
 def _part_rows(content: Record) -> list[tuple[str, ...]]:
     """What each part of the model adds, by prompts."""
-    names = ("embedding", "heads", "bias", "mlp", "sum")
+    names = ("embedding", "heads", "bias", "mlp", "sum", "stream")
     return [
         (name, *(f"{parts[part]:+.2f}" for part in names))
         for name, parts in content["parts"].items()
