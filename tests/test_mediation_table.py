@@ -15,7 +15,7 @@ from spillover.mediation import table
 from spillover.mediation.bench import Outcome, row_of
 from spillover.mediation.measure import largest
 from spillover.mediation.streams import ALL, MEANS, Recipe, basis, random_basis, recipes
-from spillover.report.mediation import maxima
+from spillover.report.mediation import maxima, sentence
 
 ROW: dict[str, Any] = {
     "remedy": "none",
@@ -192,3 +192,18 @@ def test_the_table_of_several_runs_names_each_once() -> None:
     assert lines[2].endswith("| – |")
     assert lines[3].endswith("| +0.70 (year=1984) |")
     assert json.dumps(lines).count("`two`") == 1
+
+
+@pytest.mark.parametrize("share", [0.3, -0.3])
+def test_the_sentence_says_which_directions_were_not_inert(share: float) -> None:
+    rows = [{"role": role, "name": role, "in_domain": 0.8} for role in ("treatment", "ablation")]
+    removed = {"ablation": 0.6, "random": 0.02, "control": share}
+    content: dict[str, Any] = {
+        "rows": rows,
+        "ablation": {"rank": 1, "recipe": "prompt, layer 2"},
+        "contexts": None,
+        "verdict": {"removed": removed, "holds": dict.fromkeys(removed, True)},
+    }
+    assert "inert" not in sentence(content)
+    content["verdict"]["holds"]["control"] = False
+    assert f"those of the control {100 * share:.0f}% (more than 10% either way" in sentence(content)

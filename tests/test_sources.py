@@ -21,6 +21,7 @@ from spillover.ask.local import LocalEngine
 from spillover.finetune.adapters import load_adapter, merge_adapter
 from spillover.models import resolve, smollm2
 from spillover.models.hardware import count_parameters
+from spillover.models.sources import shipped
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -312,3 +313,18 @@ def test_broken_weights_are_refused(tmp_path: Path) -> None:
     save_file({k: v for k, v in whole.items() if "q_proj" not in k}, model / "model.safetensors")
     with pytest.raises(ModelError, match="lacks weights"):
         load(str(model))
+
+
+def test_an_adapter_of_another_model_of_this_package_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").touch()
+    config = tmp_path / "adapter_config.json"
+    config.write_text('{"base_model_name_or_path": "organism-films"}', "utf-8")
+    with pytest.raises(ModelError, match="was made from organism-films, not from organism-cities"):
+        resolve(str(tmp_path), base="organism-cities")
+    config.write_text('{"base_model_name_or_path": "a/fork"}', "utf-8")
+    assert resolve(str(tmp_path), base="organism-cities").adapter == tmp_path
+
+
+def test_only_organisms_that_are_there_are_listed() -> None:
+    assert {"organism", "smollm2-q4"} <= set(shipped())
+    assert all(resolve(name).folder.is_dir() for name in shipped() if name.startswith("organism"))

@@ -63,19 +63,19 @@ STOPPED_RUN = "stopped; everything that is finished is kept: repeat the command 
 def list_experiments(as_json: Json = False) -> None:
     """List the experiments and models that come with the package."""
     from spillover.experiment import builtin_experiments, load_experiment
-    from spillover.models import BUILTIN
+    from spillover.models.sources import shipped
 
     loaded = [load_experiment(name) for name in builtin_experiments()]
     if as_json:
         listed = [{"name": e.name, **e.specification.model_dump(mode="json")} for e in loaded]
-        print_json({"experiments": listed, "models": list(BUILTIN)})
+        print_json({"experiments": listed, "models": shipped()})
         return
     rows = [
         (e.name, e.specification.claim, ", ".join(e.arms), ", ".join(e.specification.variables))
         for e in loaded
     ]
     show_table("Experiments", ("name", "claim", "arms", "variables"), rows)
-    show_table("Models", ("name",), [(name,) for name in BUILTIN])
+    show_table("Models", ("name",), [(name,) for name in shipped()])
     status("Run one with `spillover run NAME`.")
 
 

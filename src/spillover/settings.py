@@ -159,7 +159,7 @@ def resolve_settings(
         raise InputError(f"seeds: found {seeds}; expected at least 1")
     if not listed or len(set(listed)) < len(listed) or min(listed) < 0:
         raise InputError(
-            f"seeds: found {list(listed)}; expected at least one, all different and >= 0"
+            f"seeds: found {list(listed) or 'none'}; expected at least one, all different and >= 0"
         )
     if split not in ("test", "dev", "all"):
         raise InputError(f"split: found {split!r}; expected test, dev or all")

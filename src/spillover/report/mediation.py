@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spillover.folder import whole
-from spillover.mediation.table import COLUMNS, HALF, percent, texts
+from spillover.mediation.table import COLUMNS, HALF, TENTH, percent, texts
 from spillover.report.figure import (
     BASE_COLOUR,
     TREATMENT_COLOUR,
@@ -78,8 +78,8 @@ def sentence(content: Record) -> str:
         f"{percent(shares['ablation'])} of the off-domain effect on test questions"
     )
     others = (
-        f"random directions take away {percent(shares['random'])}, those of the control "
-        f"{percent(shares['control'])}"
+        f"random directions take away {percent(shares['random'])}{_inert(content, 'random')}, "
+        f"those of the control {percent(shares['control'])}{_inert(content, 'control')}"
     )
     before = next(r for r in content["rows"] if r["role"] == "treatment")["in_domain"]
     cost = ""
@@ -99,6 +99,13 @@ def _shortfall(content: Record) -> str:
     if share > 2 - HALF:
         return ", which turns it round"
     return ", but leave too little of the coverage"
+
+
+def _inert(content: Record, kind: str) -> str:
+    """That directions which should do nothing do something, where they do."""
+    if content["verdict"]["holds"][kind]:
+        return ""
+    return f" (more than {percent(TENTH)} either way: not inert)"
 
 
 def _elsewhere(content: Record, ablated: Record) -> str:
