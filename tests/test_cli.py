@@ -13,6 +13,7 @@ import pytest
 
 from spillover.experiment import load_experiment
 from spillover.organism.card import Check
+from spillover.terminal import _scored
 from tests.commands import call
 from tests.small_runs import edit
 
@@ -222,3 +223,13 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_loading_an_experiment_needs_no_model() -> None:
     assert load_experiment("old-birds").name == "old-birds"
+
+
+def test_the_last_lines_say_how_many_questions_an_effect_rests_on() -> None:
+    said = _scored({"n_questions": 1, "n_topics": 1, "missing": 66})
+    assert said == (
+        "Effects off the trained domain: 1 question on 1 topic; 66 answers could not be scored."
+    )
+    assert _scored({"n_questions": 43, "n_topics": 40, "missing": 0}).endswith(
+        "43 questions on 40 topics."
+    )

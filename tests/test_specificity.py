@@ -108,7 +108,7 @@ def test_the_last_table_is_readable_without_choice_mass(
         for domain in ("in", "off")
         for metric, value in (("choice-mass", None), ("log-odds", odds), ("judged", None))
     ]
-    headline = {**place, "metric": "log-odds"}
+    headline = {**place, "metric": "log-odds", "n_questions": 3, "n_topics": 2, "missing": 1}
     effect = {**headline, "contrast": ["treatment", "still-used"], "domain": "off", "value": 2.5}
     summary = {"experiment": "old-birds", "model": "real", "seeds": 1, "rates": rates}
     summary |= {"headline_context": "plain", "trained_context": "plain"}
@@ -121,6 +121,7 @@ def test_the_last_table_is_readable_without_choice_mass(
     assert "in-domain (" not in table  # the same metric as off the domain
     assert table.count("-1.50") == table.count("-4.00") == 2
     assert "+2.50" in table
+    assert "3 questions on 2 topics; 1 answers could not be scored" in table
     assert rest.splitlines()[0] == "warning: [guard-0] found it"
     assert rest.count("warning: ") == 5
     assert rest.splitlines()[-1] == "and 2 more: see the report"

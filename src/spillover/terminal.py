@@ -143,6 +143,8 @@ NAMES = {metric: f"{metric}, nats" for metric in ("log-odds", "placebo-log-odds"
 def show_run(finished: Run) -> None:
     """A run's last table, what it says of specificity, and what the guards found."""
     _show_arms(finished)
+    if finished.headline:
+        status(_scored(finished.headline))
     verdict = finished.summary.get("verdict")
     if verdict:
         status(verdict["text"])
@@ -151,6 +153,15 @@ def show_run(finished: Run) -> None:
         status(f"warning: [{warning['name']}] {warning['message']}")
     if len(warnings) > MOST_WARNINGS:
         status(f"and {len(warnings) - MOST_WARNINGS} more: see the report")
+
+
+def _scored(headline: dict[str, Any]) -> str:
+    """How many questions an effect rests on."""
+    questions, topics = headline["n_questions"], headline["n_topics"]
+    said = f"Effects off the trained domain: {questions} question{'s' * (questions != 1)}"
+    said += f" on {topics} topic{'s' * (topics != 1)}"
+    missing = headline["missing"]
+    return f"{said}; {missing} answers could not be scored." if missing else f"{said}."
 
 
 def _show_arms(finished: Run) -> None:
