@@ -121,7 +121,7 @@ def test_the_last_table_is_readable_without_choice_mass(
     assert "in-domain (" not in table  # the same metric as off the domain
     assert table.count("-1.50") == table.count("-4.00") == 2
     assert "+2.50" in table
-    assert "3 questions on 2 topics; 1 answers could not be scored" in table
+    assert "3 questions on 2 topics; 1 answer could not be scored" in table
     assert rest.splitlines()[0] == "warning: [guard-0] found it"
     assert rest.count("warning: ") == 5
     assert rest.splitlines()[-1] == "and 2 more: see the report"

@@ -161,7 +161,8 @@ def _scored(headline: dict[str, Any]) -> str:
     said = f"Effects off the trained domain: {questions} question{'s' * (questions != 1)}"
     said += f" on {topics} topic{'s' * (topics != 1)}"
     missing = headline["missing"]
-    return f"{said}; {missing} answers could not be scored." if missing else f"{said}."
+    unscored = f"; {missing} answer{'s' * (missing != 1)} could not be scored" if missing else ""
+    return f"{said}{unscored}."
 
 
 def _show_arms(finished: Run) -> None:
