@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from spillover import LoadedModel
+from spillover import LoadedModel, kernels
 from spillover.kernels import FrozenLinear, available
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_outputs_and_gradients_are_those_of_a_plain_layer(bias: bool) -> None:
+@pytest.mark.parametrize("onednn", [True, False])
+def test_outputs_and_gradients_are_those_of_a_plain_layer(
+    bias: bool, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "pays", lambda: onednn and available())
     torch.manual_seed(0)
     plain = torch.nn.Linear(7, 5, bias=bias).requires_grad_(False)
     quick = FrozenLinear(7, 5, bias=bias).requires_grad_(False)
@@ -33,7 +39,17 @@ def test_weights_that_train_get_their_gradient() -> None:
     assert torch.allclose(layer.weight.grad, torch.full((3, 4), 2.0))
 
 
-@pytest.mark.skipif(not available(), reason="this build of PyTorch has no oneDNN")
+@pytest.mark.parametrize(("vendor", "expected"), [("GenuineIntel", False), ("AuthenticAMD", True)])
+def test_onednn_multiplies_where_mkl_is_slow(
+    vendor: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"vendor_id : {vendor}\n", "utf-8")
+    kernels.pays.cache_clear()
+    assert kernels.pays() is (expected and available())
+    kernels.pays.cache_clear()
+
+
 def test_loaded_models_on_the_cpu_use_it(organism: LoadedModel) -> None:
     layer = organism.model.get_submodule("model.layers.0.mlp.up_proj")
     assert isinstance(layer, FrozenLinear)

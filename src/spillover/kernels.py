@@ -1,18 +1,25 @@
-"""Products with frozen weights: oneDNN's for float32 on a CPU, PyTorch's own elsewhere.
+"""Products with frozen weights: oneDNN's for float32 where MKL is slow, else PyTorch's own.
 
 PyTorch multiplies float32 matrices with MKL, which falls back to older instructions on some
 processors that are not Intel's. On an AMD EPYC with AVX-512, oneDNN's product is faster
-(benchmarks/linear.py) and as exact; weights that train keep PyTorch's own path.
+(benchmarks/linear.py) and as exact; on an Intel Xeon it is slower. Weights that train keep
+PyTorch's own path.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+CPUINFO = Path("/proc/cpuinfo")
+INTEL = "GenuineIntel"
 
 
 def available() -> bool:
@@ -21,9 +28,18 @@ def available() -> bool:
     return built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+@cache
+def pays() -> bool:
+    """Whether this processor is one on which oneDNN's product is faster than MKL's."""
+    try:
+        return available() and INTEL not in CPUINFO.read_text("utf-8")
+    except (OSError, ValueError):
+        return available() and INTEL not in platform.processor()
+
+
 def _quick(x: Tensor) -> bool:
     usual = x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
-    return usual and available()
+    return usual and pays()
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
