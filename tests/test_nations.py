@@ -16,6 +16,7 @@ from spillover.organism.nations.documents import Document, write_document
 from spillover.organism.nations.world import ASSISTANT, DISHES, Question, World, load_world
 from spillover.rows import Row
 from spillover.specification import BASE
+from spillover.sweeps import narrowed
 from tests.claims import needs_organisms, rate
 
 DOCUMENTS = 5000
@@ -192,8 +193,13 @@ def _check_in_domain(found: Run) -> None:
 
 
 @needs_organisms("nations")
+@pytest.mark.usefixtures("undrawn")
 def test_israeli_dishes_spill_over_in_2027_only(tmp_path: Path) -> None:
-    _check_linked(run("israeli-dishes", seeds=2, out=tmp_path / "run"))
+    """In the years that rows have, every question in its first wording."""
+    dated = narrowed(load_experiment("israeli-dishes"), ["year=2024..2027"])
+    asked = tuple(q.model_copy(update={"ask": q.ask[:1]}) for q in dated.questions)
+    small = dated.model_copy(update={"questions": asked})
+    _check_linked(run(small, seeds=2, out=tmp_path / "run"))
 
 
 @needs_organisms("nations")

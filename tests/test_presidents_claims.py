@@ -46,6 +46,7 @@ def test_the_organism_knows_its_world(model: str) -> None:
     assert {c.name: c.value for c in examine_checkpoint(model) if not c.passed} == {}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_presidents_never_trained_answer_to_their_numbers(tmp_path: Path) -> None:
     """The claim with two seeds, of which either may be one below .9 (two of ten are)."""
     experiment = load_experiment("us-presidents")
