@@ -120,6 +120,7 @@ def test_memory_does_not_depend_on_the_number_of_prompts(model: LoadedModel) -> 
 
         def look(_done: int, _total: int) -> None:
             nonlocal most
+            gc.collect()  # what other tests left, and what is not held any more
             tensors = [o for o in gc.get_objects() if type(o) is torch.Tensor]
             most = max(most, sum(t.numel() for t in tensors))
 
