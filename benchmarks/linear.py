@@ -13,9 +13,11 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 
+from spillover import kernels
 from spillover.kernels import FrozenLinear
 
 SHAPES = [(1635, 192, 512), (1635, 512, 192), (1635, 192, 192), (1440, 192, 3072)]
@@ -46,7 +48,7 @@ def measure(rows: int, inputs: int, outputs: int) -> dict[str, object]:
 
 def main() -> None:
     """Measure all shapes and write the result."""
-    with torch.no_grad():
+    with torch.no_grad(), mock.patch.object(kernels, "pays", kernels.available):
         found = [measure(*shape) for shape in SHAPES]
     result = {
         "date": time.strftime("%Y-%m-%d"),
