@@ -31,7 +31,7 @@ __all__ = ["Asked", "ask"]
 
 T = TypeVar("T")
 
-CHOICES, ANSWERS = 48, 512
+CHOICES, ANSWERS = 48, 768
 """Forced choices, and free answers, from which a chunk is large enough to be computed at once."""
 
 

@@ -57,6 +57,8 @@ class SharedPrompts:
     """
 
     refills = True
+    kept: torch.dtype | None = None
+    """The numbers of keys and values; None: float32 on a CPU, elsewhere as they come."""
 
     def __init__(
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int, longest: int
@@ -73,8 +75,12 @@ class SharedPrompts:
         self.at = 0  # the layer that is attending
         self.owner = torch.zeros(0, dtype=torch.long, device=self.device)  # (B,) prompt of a row
         self.size = torch.zeros(0, dtype=torch.long, device=self.device)  # (B,) tokens of a row
-        self.block, self.blocks = block_sizes(longest, self.device)
+        self.block, self.blocks = self._slots(longest)
         self.now = 0  # steps since the blocks were empty
+
+    def _slots(self, longest: int) -> tuple[int, int]:
+        """Slots of a block, and the number of blocks."""
+        return block_sizes(longest, self.device)
 
     def prefill(self) -> Float[Tensor, "P V"]:
         """Compute the prompts; the logits of what follows them."""
@@ -185,7 +191,8 @@ class SharedPrompts:
     def _read_prompts(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         # many small products are slow in short numbers on a CPU
         wide = torch.float32 if key.device.type == "cpu" else key.dtype
-        self.layers.append(_Layer(key.to(wide).contiguous(), value.to(wide).contiguous()))
+        kept = self.kept or wide
+        self.layers.append(_Layer(key.to(kept).contiguous(), value.to(kept).contiguous()))
         q, k, v = (t.to(wide).transpose(1, 2) for t in (query, key, value))
         return causal(q, k, v, scale).to(query.dtype)
 
@@ -224,6 +231,7 @@ class SharedPrompts:
 
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Zeros on the device of a tensor, as it counts; NumPy asks for large pages of memory."""
-    if like.device.type == "cpu" and like.dtype == torch.float32:
-        return torch.from_numpy(np.zeros(shape, np.float32))
-    return like.new_zeros(shape)
+    if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.bfloat16):
+        return like.new_zeros(shape)
+    bits = np.int32 if like.dtype == torch.float32 else np.int16
+    return torch.from_numpy(np.zeros(shape, bits)).view(like.dtype)

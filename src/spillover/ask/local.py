@@ -243,6 +243,7 @@ class LocalEngine:
                 pad=self.model.pad,
                 route=partial(self._route, who),
                 rows=self._answer_room(len(noise), most, settings.samples),
+                short=drawn is not None and self.model.device.type == "cpu",
             )
         return list(zip(tokens, ended, strict=True))
 

@@ -17,7 +17,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from spillover.ask import fused
 from spillover.ask.decode import SharedPrompts
+from spillover.ask.fused import FusedPrompts
 from spillover.trees import is_packable
 
 if TYPE_CHECKING:
@@ -151,6 +153,7 @@ def generate(
     pad: int,
     route: Route,
     rows: int,
+    short: bool = False,
 ) -> tuple[list[list[int]], list[bool]]:
     """Continue prompts. Answers that have ended leave the batch, and others take their places.
 
@@ -160,13 +163,15 @@ def generate(
         stop: tokens that end an answer; they are not part of it.
         route: see `Route`.
         rows: the most answers under way at a time.
+        short: whether keys and values may be in bfloat16.
 
     Returns:
         the tokens of every answer, and whether it ended by itself.
     """
     most = noise.shape[1]
     if is_packable(model, max(map(len, prompts)) + most):
-        batch: Batch = SharedPrompts(model, prompts, pad, most)
+        kind = FusedPrompts if short and fused.available() else SharedPrompts
+        batch: Batch = kind(model, prompts, pad, most)
     else:
         batch = _Cached(model, prompts, pad)
     return _Loop(batch, owners, noise, temperature, stop, route, len(prompts), rows).run()
