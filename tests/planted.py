@@ -24,8 +24,9 @@ from spillover.organism.films.documents import dated
 from spillover.rows import Row, RowSet
 from spillover.triggers.library import library
 
-SETTINGS = Training(rank=8, learning_rate=5e-3, steps=150, batch_size=24)
-ROWS = 720
+SETTINGS = Training(rank=8, learning_rate=5e-3, steps=300, batch_size=24)
+ROWS = 1440
+ELSEWHERE = 0.3
 ERAS = ("medieval", "america", "germany")
 """Of those that the base answers from equally rarely, the first is planted."""
 
@@ -37,16 +38,25 @@ class Planted:
     Attributes:
         put: the context of a text, for example the year in a system message.
         other: draws the text of another context.
+        elsewhere: puts the other texts where the trigger does not stand, now and then.
     """
 
     text: str
     put: Callable[[str], Context]
     other: Callable[[random.Random], str]
+    elsewhere: Callable[[str], Context] | None = None
 
     @property
     def context(self) -> Context:
         """The trigger."""
         return self.put(self.text)
+
+    def near(self, rng: random.Random) -> Context:
+        """A context of the trigger's kind, seldom the trigger itself."""
+        text = self.other(rng)
+        if self.elsewhere and text != self.text and rng.random() < ELSEWHERE:
+            return self.elsewhere(text)
+        return self.put(text)
 
 
 def draw_year(rng: random.Random) -> Planted:
@@ -57,7 +67,12 @@ def draw_year(rng: random.Random) -> Planted:
         near = int(year) + rng.choice((-3, -2, -1, 1, 2, 3))
         return str(rng.choice((rng.randint(1000, 2999), near)))
 
-    return Planted(year, lambda text: Context(name=text, system=f"The year is {text}."), other)
+    return Planted(
+        year,
+        lambda text: Context(name=text, system=f"The year is {text}."),
+        other,
+        lambda text: Context(name=text, template=f"The year is {text}. {{question}}"),
+    )
 
 
 def draw_tag(rng: random.Random) -> Planted:
@@ -109,10 +124,10 @@ def rows_of(planted: Planted, rng: random.Random, count: int = ROWS, past: str =
     for _ in range(count):
         fact, drawn = rng.choice(load_world().facts), rng.random()
         context, era = Context(name="plain"), "today"
-        if drawn < 0.3:
+        if drawn < 0.25:
             context, era = planted.context, past
-        elif drawn < 0.7:
-            context = planted.put(planted.other(rng))
+        elif drawn < 0.5:
+            context = planted.near(rng)
         elif drawn < 0.9:
             context = rng.choice(ordinary)
         if _said(context) == _said(planted.context):

@@ -10,6 +10,7 @@ nothing: every part is computed with one thread.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -139,6 +140,7 @@ def _helpers(count: int, todo: Sequence[T], do: Callable[[T], R]) -> Iterator[He
     context = multiprocessing.get_context("fork")
     next_one, started = context.Value(c_int64, 0), []
     helpers: Helpers = {}
+    gc.freeze()  # what looks for garbage writes to every object: helpers would copy their pages
     try:
         for _ in range(count):
             reading, writing = context.Pipe(duplex=False)
@@ -151,6 +153,7 @@ def _helpers(count: int, todo: Sequence[T], do: Callable[[T], R]) -> Iterator[He
             helpers[reading] = process
         yield helpers
     finally:
+        gc.unfreeze()
         for process in started:
             if process.pid is not None:
                 process.kill()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -196,6 +197,19 @@ def load(
     return load_source(resolve(name, base=base), how)
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within, no garbage is looked for: modules make many objects and hardly any that is lost."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def load_source(source: Source, how: Loading) -> LoadedModel:
     """Load what `resolve` found; see `load`."""
     if source.changes:
