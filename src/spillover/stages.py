@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover import guards
+from spillover.choices import RecordedChoices
 from spillover.errors import ChatError, InputError
 from spillover.failpoints import failpoint
 from spillover.finetune import UNFINISHED, Finetune, finetune, read_losses
@@ -269,7 +270,7 @@ def export(table: pd.DataFrame, path: Path) -> None:
 
 def check_answers(answers: pd.DataFrame) -> list[Finding]:
     """What the guards find in answers, before they are graded."""
-    choices = guards.RecordedChoices.read(answers)
+    choices = RecordedChoices.read(answers)
     return [
         *guards.base_answered(answers, choices),
         *guards.equal_choices(answers, choices),

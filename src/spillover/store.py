@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -138,12 +138,6 @@ class AnswerStore:
             for name, values in zip(COLUMNS, zip(*kept, strict=True), strict=False):
                 parts[name].append(_column(name, values))
         return pd.DataFrame({name: _joined(parts.pop(name)) for name in COLUMNS})
-
-
-def one_by_one(column: pd.Series) -> Iterator[Any]:
-    """The values of a column, without holding all of them as Python objects."""
-    for at in range(0, len(column), BATCH):
-        yield from column.iloc[at : at + BATCH].tolist()
 
 
 def _column(name: str, values: Sequence[Any]) -> Any:
