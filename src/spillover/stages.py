@@ -282,16 +282,13 @@ def grade_and_compare(
     settings: RunSettings, answers: pd.DataFrame, folder: Path
 ) -> dict[str, pd.DataFrame]:
     """Grades, rates and effects, also as parquet files."""
-    from spillover.effects import effects_table, rates_table
+    from spillover.effects import compare
     from spillover.judge import grade_answers
 
     grades = grade_answers(answers, settings.experiment)
     trait = settings.experiment.specification.names.trait
-    tables = {
-        "grades": grades,
-        "rates": rates_table(grades),
-        "effects": effects_table(grades, trait),
-    }
+    rates, effects = compare(grades, trait)
+    tables = {"grades": grades, "rates": rates, "effects": effects}
     for name, table in tables.items():
         export(table, folder / f"{name}.parquet")
     return tables
