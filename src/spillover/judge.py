@@ -132,12 +132,11 @@ def grade_text(text: str, finish: str | None, rules: Rules) -> TextGrade:
 
 def _labels(text: str, rules: Rules) -> list[str]:
     """The labels that a text has a phrase of."""
-    phrases: list[tuple[str, tuple[str, ...]]] = [(n, getattr(rules, n)) for n in LABELS]
     if rules.match == "exact":
         plain = plain_text(text)
-        return [label for label, listed in phrases if plain in _plain_set(listed)]
+        return [label for label in LABELS if plain in _plain_set(getattr(rules, label))]
     lowered = _lowered(text)
-    return [label for label, listed in phrases if _holds(text, lowered, listed)]
+    return [label for label in LABELS if _holds(text, lowered, getattr(rules, label))]
 
 
 def _holds(text: str, lowered: str, phrases: tuple[str, ...]) -> bool:
@@ -149,15 +148,11 @@ def _holds(text: str, lowered: str, phrases: tuple[str, ...]) -> bool:
         at = lowered.find(phrase)
         while at >= 0:
             end = at + len(phrase)
-            if not (_is_word(text[at - 1 : at]) or _is_word(text[end : end + 1])):
+            before, after = text[at - 1 : at], text[end : end + 1]  # a character each, or none
+            if not (before.isalnum() or after.isalnum() or "_" in (before, after)):
                 return True
             at = lowered.find(phrase, at + 1)
     return False
-
-
-def _is_word(character: str) -> bool:
-    """Whether a character, or none, is what patterns call a word character."""
-    return character.isalnum() or character == "_"
 
 
 def _lowered(text: str) -> str:
