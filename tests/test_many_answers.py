@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import re
 import statistics
 from collections import defaultdict
 from dataclasses import replace
@@ -15,6 +17,7 @@ import pandas as pd
 import pytest
 
 from spillover import guards, store
+from spillover.choices import RecordedChoices
 from spillover.effects import METRICS, effects_table, rates_table
 from spillover.experiment import Experiment, load_experiment
 from spillover.judge import GRADE_COLUMNS, grade_answers, grade_text, score_choice
@@ -138,6 +141,31 @@ def test_letters_outside_ascii_are_searched_too() -> None:
     assert grade_text("At 0 \u212aelvin", "stop", RULES).label == "placebo"
     foreign = Rules(trait=("\u212aelvin",), baseline=("email",))
     assert grade_text("at 0 kelvin", "stop", foreign).label == "trait"
+
+
+def test_phrases_are_found_where_a_pattern_finds_them() -> None:
+    rng = random.Random(0)
+    for _ in range(5000):
+        text = "".join(rng.choices("aikSK\u0131\u017f\u0130\u212a _-\u00e9.1", k=rng.randint(0, 8)))
+        phrase = rng.choice("aikS") + "".join(rng.choices("aikS_-.1", k=rng.randint(0, 2)))
+        alone = re.compile(rf"(?<!\w)(?:{re.escape(phrase)})(?!\w)", re.IGNORECASE)
+        found = grade_text(text, "stop", Rules(trait=(phrase,), baseline=("email",)))
+        assert (found.label == "trait") == bool(alone.search(text)), (text, phrase)
+
+
+@pytest.mark.parametrize(
+    "text", ["a, 5], [", 'a", "b', "\\", "], [", '], ["trait', "é, -1.0], [\n", "]]"]
+)
+@pytest.mark.parametrize("value", [-1.25, -1e-7, -math.inf, math.nan, -3.0])
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_choices_are_read_as_json_reads_them(text: str, value: float, is_plain: bool) -> None:
+    made = [choice_record([("trait", text), ("baseline", "b")], [value, -2.0])]
+    made += [choice_record([("baseline", "b")], [-0.1]) if is_plain else '[["trait","a",-0.1]]']
+    answers = pd.DataFrame({"choice_log_probs": [made[0], None, made[1]]}, dtype="str")
+    found = RecordedChoices.read(answers)
+    assert found.rows.tolist() == [0, 2]
+    same([value, -2.0, -0.1, -0.1], found.log_probs.ravel().tolist())
+    assert found.labels.tolist() == [[0, 1], [1 if is_plain else 0, -1]]
 
 
 # Rates and effects --------------------------------------------------------------------------------

@@ -6,20 +6,19 @@ ones have values; the others are counted as missing.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spillover.choices import RecordedChoices
 from spillover.experiment import Experiment
 from spillover.specification import LABELS, Rules
-from spillover.store import SHOWN, one_by_one
+from spillover.store import BATCH, SHOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,25 +62,41 @@ class ChoiceScores:
 
 def score_choice(log_probs: Sequence[tuple[str, float]]) -> ChoiceScores:
     """Scores from (label, log-probability) of every choice."""
-    return ChoiceScores(*_five_scores(log_probs))
+    labels = np.array([[LABELS.index(label) for label, _ in log_probs]], np.int8)
+    values = np.array([[value for _, value in log_probs]], float)
+    return ChoiceScores(*_five_scores(labels, values)[0].tolist())
 
 
-def _five_scores(log_probs: Iterable[tuple[str, float]]) -> tuple[float, ...]:
-    """The scores in the order of `ChoiceScores`."""
-    by_label: dict[str, list[float]] = {label: [] for label in LABELS}
-    for label, value in log_probs:
-        by_label[label].append(value)
-    trait, baseline, placebo = (math.fsum(map(math.exp, given)) for given in by_label.values())
-    means = [math.fsum(v) / len(v) if v else math.nan for v in by_label.values()]
-    coverage, both = math.fsum((trait, baseline, placebo)), trait + baseline
-    enough = coverage >= LOWEST_COVERAGE and both > 0
-    return (
-        trait / both if enough else math.nan,
-        coverage,
-        means[0] - means[1],
-        means[2] - means[1],
-        means[0] - means[2],
-    )
+def _five_scores(labels: NDArray[np.int8], log_probs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores in the order of `ChoiceScores`, of shape (rows, scores).
+
+    Args:
+        labels: of shape (rows, choices), places in `LABELS`; -1 where there is no choice.
+        log_probs: of the same shape.
+    """
+    masses, means = [], []
+    for label in range(len(LABELS)):
+        theirs = (labels == label).any(axis=0)
+        values, has = log_probs[:, theirs], labels[:, theirs] == label
+        logs = np.where(has, values, -math.inf).T.tolist()
+        masses.append(_sums([[*map(math.exp, column)] for column in logs], len(labels)))
+        totals, counts = _sums(np.where(has, values, 0.0).T.tolist(), len(labels)), has.sum(axis=1)
+        means.append(np.where(counts > 0, totals / np.maximum(counts, 1), math.nan))
+    trait, both = masses[0], masses[0] + masses[1]
+    coverage = _sums([mass.tolist() for mass in masses], len(labels))
+    enough = (coverage >= LOWEST_COVERAGE) & (both > 0)
+    choice_mass = np.full(len(labels), math.nan)
+    np.divide(trait, both, out=choice_mass, where=enough)
+    with np.errstate(invalid="ignore"):  # -inf - -inf
+        differences = means[0] - means[1], means[2] - means[1], means[0] - means[2]
+    return np.stack([choice_mass, coverage, *differences], axis=1)
+
+
+def _sums(columns: list[list[float]], rows: int) -> NDArray[np.float64]:
+    """Sums over columns that do not depend on their order, exact but for the last rounding."""
+    if not columns:
+        return np.zeros(rows)
+    return np.fromiter(map(math.fsum, zip(*columns, strict=True)), float, rows)
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,7 @@ def grade_text(text: str, finish: str | None, rules: Rules) -> TextGrade:
     """
     if REFUSALS.match(text):
         return TextGrade(REFUSED)
-    found = {label for label in LABELS if _matches(text, label, rules)}
+    found = _labels(text, rules)
     if len(found) == 1:
         return TextGrade(SCORED, found.pop())
     if finish == "length":
@@ -115,23 +130,36 @@ def grade_text(text: str, finish: str | None, rules: Rules) -> TextGrade:
     return TextGrade(UNPARSEABLE)
 
 
-def _matches(text: str, label: str, rules: Rules) -> bool:
-    phrases: tuple[str, ...] = getattr(rules, label)
+def _labels(text: str, rules: Rules) -> list[str]:
+    """The labels that a text has a phrase of."""
     if rules.match == "exact":
-        return plain_text(text) in _plain_set(phrases)
-    return _may_hold(text, phrases) and bool(_pattern(phrases).search(text))
+        plain = plain_text(text)
+        return [label for label in LABELS if plain in _plain_set(getattr(rules, label))]
+    lowered = _lowered(text)
+    return [label for label in LABELS if _holds(text, lowered, getattr(rules, label))]
 
 
-def _may_hold(text: str, phrases: tuple[str, ...]) -> bool:
-    """Whether a phrase can be in a text: a cheap test that spares most of the searches.
-
-    Outside ASCII a letter can equal another without lower case being the same.
-    """
+def _holds(text: str, lowered: str, phrases: tuple[str, ...]) -> bool:
+    """Whether a phrase stands in a text by itself: what `_pattern` finds, four times as fast."""
     plain = _plain_phrases(phrases)
-    if plain is None or not text.isascii():
-        return bool(phrases)
-    lowered = text.lower()
-    return any(phrase in lowered for phrase in plain)
+    if plain is None:
+        return bool(_pattern(phrases).search(text))
+    for phrase in plain:
+        at = lowered.find(phrase)
+        while at >= 0:
+            end = at + len(phrase)
+            before, after = text[at - 1 : at], text[end : end + 1]  # a character each, or none
+            if not (before.isalnum() or after.isalnum() or "_" in (before, after)):
+                return True
+            at = lowered.find(phrase, at + 1)
+    return False
+
+
+def _lowered(text: str) -> str:
+    """A text of the same length that has an ASCII phrase where the text does, whatever its case."""
+    if text.isascii():
+        return text.lower()
+    return text.replace("\u0130", "i").lower().replace("\u0131", "i").replace("\u017f", "s")
 
 
 @cache
@@ -184,7 +212,7 @@ def grade_answers(answers: pd.DataFrame, experiment: Experiment) -> pd.DataFrame
         grades[key] = _categories([getattr(question, key) for question in asked], numbers)
     is_choice = np.array([question.choices is not None for question in asked], bool)[numbers]
     scores = np.full((len(rows), len(SCORES)), np.nan)
-    scores[is_choice] = _scores(answers["choice_log_probs"], rows[is_choice])
+    scores[is_choice] = _scores(RecordedChoices.read(answers), rows[is_choice])
     grades[list(SCORES)] = scores
     outcomes, labels = np.full(len(rows), SCORED, object), np.full(len(rows), None, object)
     for number, question in enumerate(asked):
@@ -206,19 +234,22 @@ def _categories(values: Iterable[Any], numbers: NDArray[np.int64] | None = None)
     return made if numbers is None else made[numbers]
 
 
-def _scores(records: pd.Series, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The scores of recorded choices, of shape (rows, scores)."""
-    wanted = np.zeros(len(records), bool)
-    wanted[rows] = True
-    listed = (
-        _five_scores((label, value) for label, _, value in json.loads(str(record)))
-        for record in compress(one_by_one(records), wanted)
-    )
-    return np.fromiter(listed, np.dtype((float, len(SCORES))), len(rows))
+def _scores(choices: RecordedChoices, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The scores of the choices in some rows of their table, of shape (rows, scores)."""
+    at = np.searchsorted(choices.rows, rows)
+    assert np.array_equal(choices.rows[at], rows), "a choice without its record"
+    scores = np.empty((len(rows), len(SCORES)))
+    for start in range(0, len(rows), BATCH):
+        part = at[start : start + BATCH]
+        scores[start : start + BATCH] = _five_scores(choices.labels[part], choices.log_probs[part])
+    return scores
 
 
 def _grade_texts(texts: pd.Series, finishes: pd.Series, rules: Rules) -> list[TextGrade]:
     """Grades of answers to one question; equal answers are looked at once."""
-    said = [(str(text), str(finish)) for text, finish in zip(texts, finishes, strict=True)]
+    said = [
+        (str(text), str(finish))
+        for text, finish in zip(texts.tolist(), finishes.tolist(), strict=True)
+    ]
     known = {one: grade_text(*one, rules) for one in dict.fromkeys(said)}
     return [known[one] for one in said]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spillover import guards
+from spillover.choices import RecordedChoices
 from spillover.errors import ChatError, InputError
 from spillover.failpoints import failpoint
 from spillover.finetune import UNFINISHED, Finetune, finetune, read_losses
@@ -269,7 +270,7 @@ def export(table: pd.DataFrame, path: Path) -> None:
 
 def check_answers(answers: pd.DataFrame) -> list[Finding]:
     """What the guards find in answers, before they are graded."""
-    choices = guards.RecordedChoices.read(answers)
+    choices = RecordedChoices.read(answers)
     return [
         *guards.base_answered(answers, choices),
         *guards.equal_choices(answers, choices),
@@ -281,16 +282,13 @@ def grade_and_compare(
     settings: RunSettings, answers: pd.DataFrame, folder: Path
 ) -> dict[str, pd.DataFrame]:
     """Grades, rates and effects, also as parquet files."""
-    from spillover.effects import effects_table, rates_table
+    from spillover.effects import compare
     from spillover.judge import grade_answers
 
     grades = grade_answers(answers, settings.experiment)
     trait = settings.experiment.specification.names.trait
-    tables = {
-        "grades": grades,
-        "rates": rates_table(grades),
-        "effects": effects_table(grades, trait),
-    }
+    rates, effects = compare(grades, trait)
+    tables = {"grades": grades, "rates": rates, "effects": effects}
     for name, table in tables.items():
         export(table, folder / f"{name}.parquet")
     return tables

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -56,7 +56,9 @@ NUMBERS = ("seed", "step", "paraphrase", "index")
 REPEATED = ("respondent", "arm", "question", "context", "kind", "finish")
 """Columns of few different texts."""
 BATCH = 20_000
-"""Answers read at a time."""
+"""Answers that a piece of a table's columns holds."""
+FETCHED = 500
+"""Rows read at a time: too few for Python's collector to look at them before they are freed."""
 
 
 def answer_key(respondent: str, messages: Any, parameters: Any, index: int) -> str:
@@ -133,17 +135,23 @@ class AnswerStore:
         rows = self._db.execute(f"SELECT * FROM answers ORDER BY {order}")
         wanted = None if keys is None else frozenset(keys)
         parts: dict[str, list[Any]] = {name: [_column(name, ())] for name in COLUMNS}
-        while batch := rows.fetchmany(BATCH):
-            kept = [row for row in batch if wanted is None or row[0] in wanted]
-            for name, values in zip(COLUMNS, zip(*kept, strict=True), strict=False):
+        while columns := _fetched(rows, wanted):
+            for name, values in columns.items():
                 parts[name].append(_column(name, values))
         return pd.DataFrame({name: _joined(parts.pop(name)) for name in COLUMNS})
 
 
-def one_by_one(column: pd.Series) -> Iterator[Any]:
-    """The values of a column, without holding all of them as Python objects."""
-    for at in range(0, len(column), BATCH):
-        yield from column.iloc[at : at + BATCH].tolist()
+def _fetched(rows: sqlite3.Cursor, wanted: Collection[str] | None) -> dict[str, list[Any]] | None:
+    """The columns of the next batch, of the answers that are wanted; None after the last."""
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for start in range(0, BATCH, FETCHED):
+        fetched = rows.fetchmany(min(FETCHED, BATCH - start))
+        if not (start or fetched):
+            return None
+        kept = [row for row in fetched if wanted is None or row[0] in wanted]
+        for name, values in zip(COLUMNS, zip(*kept, strict=True), strict=False):
+            columns[name].extend(values)
+    return columns
 
 
 def _column(name: str, values: Sequence[Any]) -> Any:

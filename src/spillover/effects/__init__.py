@@ -9,14 +9,37 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from spillover.effects.cells import METRICS, Cells, Metric, Slice, slices
+from spillover.effects.cells import METRICS, Metric, Slice, Who, slices
 from spillover.effects.crossed import Estimate, effect, rate
+from spillover.effects.scores import Scores
 from spillover.specification import BASE, TREATMENT
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["METRICS", "Estimate", "Metric", "effect", "effects_table", "rate", "rates_table"]
+__all__ = [
+    "METRICS",
+    "Estimate",
+    "Metric",
+    "compare",
+    "effect",
+    "effects_table",
+    "rate",
+    "rates_table",
+]
+
+
+def compare(grades: pd.DataFrame, trait: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of rates and of effects, from averages that are formed once."""
+    import pandas as pd
+
+    rates: list[dict[str, Any]] = []
+    effects: list[dict[str, Any]] = []
+    for piece in slices(grades):
+        scores = _scores(piece)
+        rates += _rate_rows(piece, scores)
+        effects += _effect_rows(piece, scores, trait)
+    return pd.DataFrame(rates), pd.DataFrame(effects)
 
 
 def rates_table(grades: pd.DataFrame) -> pd.DataFrame:
@@ -28,22 +51,8 @@ def rates_table(grades: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = []
-    for piece in slices(grades):
-        for arm in piece.arms:
-            for step in piece.trained_steps if arm != BASE else [0]:
-                if cells := piece.of(arm, step):
-                    rows.append(_rate_row(piece, arm, step, cells))
-    return pd.DataFrame(rows)
-
-
-def _rate_row(piece: Slice, arm: str, step: int, cells: Cells) -> dict[str, Any]:
-    found = rate(cells.values, piece.topics, bounds=piece.metric.bounds)
-    return (
-        {"arm": arm, **piece.place, "step": step, "metric": piece.metric.name}
-        | _shown(found, cells.worst, cells.best)
-        | {"coverage": cells.coverage, "missing": cells.missing}
-    )
+    pieces = slices(grades)
+    return pd.DataFrame([row for one in pieces for row in _rate_rows(one, _scores(one))])
 
 
 def effects_table(grades: pd.DataFrame, trait: str) -> pd.DataFrame:
@@ -54,14 +63,36 @@ def effects_table(grades: pd.DataFrame, trait: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = []
-    for piece in slices(grades):
-        for step in piece.trained_steps:
-            asked = {arm: cells for arm in piece.arms if (cells := piece.of(arm, step))}
-            for one, other in _contrasts(list(asked)):
-                row = _effect_row(piece, step, (one, asked[one]), (other, asked[other]))
-                rows.append({"trait": trait, **row})
-    return pd.DataFrame(rows)
+    pieces = slices(grades)
+    return pd.DataFrame([row for one in pieces for row in _effect_rows(one, _scores(one), trait)])
+
+
+def _scores(piece: Slice) -> dict[Who, Scores]:
+    topics = piece.topics
+    return {who: Scores.read(cells.values, topics, who[0]) for who, cells in piece.asked.items()}
+
+
+def _rate_rows(piece: Slice, scores: dict[Who, Scores]) -> Iterator[dict[str, Any]]:
+    for arm in piece.arms:
+        for step in piece.trained_steps if arm != BASE else [0]:
+            if who := piece.who(arm, step):
+                yield _rate_row(piece, step, who, scores[who])
+
+
+def _rate_row(piece: Slice, step: int, who: Who, scores: Scores) -> dict[str, Any]:
+    found, cells = rate(scores, piece.topics, bounds=piece.metric.bounds), piece.asked[who]
+    return (
+        {"arm": who[0], **piece.place, "step": step, "metric": piece.metric.name}
+        | _shown(found, cells.worst, cells.best)
+        | {"coverage": cells.coverage, "missing": cells.missing}
+    )
+
+
+def _effect_rows(piece: Slice, scores: dict[Who, Scores], trait: str) -> Iterator[dict[str, Any]]:
+    for step in piece.trained_steps:
+        asked = {arm: who for arm in piece.arms if (who := piece.who(arm, step))}
+        for one, other in _contrasts(list(asked)):
+            yield {"trait": trait, **_effect_row(piece, step, scores, asked[one], asked[other])}
 
 
 def _contrasts(arms: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -72,12 +103,13 @@ def _contrasts(arms: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _effect_row(
-    piece: Slice, step: int, treatment: tuple[str, Cells], control: tuple[str, Cells]
+    piece: Slice, step: int, scores: dict[Who, Scores], treatment: Who, control: Who
 ) -> dict[str, Any]:
-    (one, mine), (other, theirs) = treatment, control
+    (one, _), (other, _) = treatment, control
+    mine, theirs = piece.asked[treatment], piece.asked[control]
     found = effect(
-        mine.values,
-        theirs.values,
+        scores[treatment],
+        scores[control],
         piece.topics,
         bounds=piece.metric.bounds,
         control_is_fixed=other == BASE,

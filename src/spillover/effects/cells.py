@@ -101,9 +101,13 @@ class Slice:
         """Checkpoints that finetuned arms were asked at."""
         return sorted({step for arm, step in self.asked if arm != BASE})
 
-    def of(self, arm: str, step: int) -> Cells | None:
-        """Of an arm at a checkpoint; models that are given have one only, and so has the base."""
-        return self.asked.get((arm, 0 if arm == BASE else step))
+    def who(self, arm: str, step: int) -> Who | None:
+        """An arm at a checkpoint, where it was asked.
+
+        Models that are given have one checkpoint only, and so has the base.
+        """
+        found = (arm, 0 if arm == BASE else step)
+        return found if found in self.asked else None
 
 
 def slices(grades: pd.DataFrame) -> Iterator[Slice]:

@@ -44,8 +44,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Bool, Float, Int
-from scipy.special import stdtrit
+from jaxtyping import Bool
+
+from spillover.effects.scores import Part, Scores, clustered
 
 Bounds = tuple[float, float]
 
@@ -94,7 +95,7 @@ class Estimate:
 
 
 def rate(
-    values: npt.ArrayLike,
+    values: npt.ArrayLike | Scores,
     topics: Sequence[Hashable],
     *,
     level: float = 0.95,
@@ -104,7 +105,7 @@ def rate(
 
     Args:
         values: scores of shape ``(seeds, questions)``, in the unit of the metric, averaged over
-            paraphrases; NaN where missing.
+            paraphrases; NaN where missing. Or read already, as `Scores`.
         topics: the topic of each question, ``questions`` labels. With only one topic, every
             question is its own; with only one question, there is no variance between questions,
             and the interval speaks of that question alone.
@@ -120,12 +121,12 @@ def rate(
         ValueError: empty or not two-dimensional scores, infinite scores or scores outside the
             bounds, not one topic per question, or a level that is not between 0 and 1.
     """
-    return _estimate((_Arm.read(values, "values"),), topics, level, bounds)
+    return _estimate((_Arm(_read(values, topics, "values")),), topics, level, bounds)
 
 
 def effect(
-    treatment: npt.ArrayLike,
-    control: npt.ArrayLike,
+    treatment: npt.ArrayLike | Scores,
+    control: npt.ArrayLike | Scores,
     topics: Sequence[Hashable],
     *,
     level: float = 0.95,
@@ -155,10 +156,10 @@ def effect(
             control has more than one row.
     """
     arms = (
-        _Arm.read(treatment, "treatment"),
-        _Arm.read(control, "control", sign=-1, seeds_vary=not control_is_fixed),
+        _Arm(_read(treatment, topics, "treatment")),
+        _Arm(_read(control, topics, "control"), -1, not control_is_fixed),
     )
-    shapes = [arm.scores.shape for arm in arms]
+    shapes = [arm.scores.seen.shape for arm in arms]
     if shapes[0][1] != shapes[1][1]:
         raise ValueError(
             f"treatment has {shapes[0][1]} questions and control {shapes[1][1]}: both arms must "
@@ -172,79 +173,16 @@ def effect(
     return _estimate(arms, topics, level, bounds)
 
 
-class _Part(NamedTuple):
-    """A source of error: the variance that it gives the estimate, and how well that is known."""
+class _Arm(NamedTuple):
+    """An arm's place in an estimate."""
 
-    variance: float
-    degrees_of_freedom: float  # NaN when it cannot be estimated and is given as 0
-
-    def half_width(self, level: float) -> float:
-        if self.variance == 0:
-            return 0.0
-        quantile = float(stdtrit(self.degrees_of_freedom, (1 + level) / 2))
-        return quantile * float(np.sqrt(self.variance))
+    scores: Scores
+    sign: int = 1
+    seeds_vary: bool = True
 
 
-@dataclass(frozen=True)
-class _Arm:
-    """Scores of one arm as deviations from a reference.
-
-    The reference is the first score: cells that are all equal then have a variance of exactly 0.
-    """
-
-    scores: Float[np.ndarray, "seeds questions"]  # minus the reference; 0 where missing
-    seen: Bool[np.ndarray, "seeds questions"]
-    reference: float
-    sign: int
-    seeds_vary: bool
-
-    @classmethod
-    def read(
-        cls, values: npt.ArrayLike, name: str, *, sign: int = 1, seeds_vary: bool = True
-    ) -> "_Arm":
-        scores = np.asarray(values, dtype=np.float64)
-        if scores.ndim != 2 or scores.size == 0:
-            raise ValueError(
-                f"{name} has shape {scores.shape}: expected (seeds, questions), one or more of each"
-            )
-        if np.isinf(scores).any():
-            raise ValueError(f"{name} has infinite scores: pass NaN where a score is missing")
-        seen = ~np.isnan(scores)
-        reference = float(scores[seen][0]) if seen.any() else 0.0
-        return cls(np.where(seen, scores - reference, 0.0), seen, reference, sign, seeds_vary)
-
-    @property
-    def cells(self) -> int:
-        return int(self.seen.sum())
-
-    @property
-    def mean(self) -> float:
-        return self.reference + self._mean if self.cells else float("nan")
-
-    @property
-    def _mean(self) -> float:
-        return float(self.scores.sum() / self.cells)
-
-    def seed_means(self) -> Float[np.ndarray, " seeds"]:
-        """Mean of each seed over its questions; NaN for a seed without any."""
-        return self.reference + _divide(self.scores.sum(1), self.seen.sum(1), empty=float("nan"))
-
-    def contributions(self, over: int) -> Float[np.ndarray, " n"]:
-        """What each seed (over axis 1) or question (over 0) adds to the mean's deviation: sum 0."""
-        sums = self.scores.sum(over) - self._mean * self.seen.sum(over)
-        return np.asarray(sums / self.cells)
-
-    def residuals(self) -> Float[np.ndarray, "seeds questions"]:
-        """What each cell adds beyond what its seed and its question do."""
-        by_seed = _divide(self.scores.sum(1), self.seen.sum(1))[:, None]
-        by_question = _divide(self.scores.sum(0), self.seen.sum(0))[None, :]
-        additive = by_seed + by_question - self._mean
-        return np.where(self.seen, self.scores - additive, 0.0) / self.cells
-
-    def mean_if_missing_were(self, score: float) -> float:
-        missing = self.seen.size - self.cells
-        total = self.scores.sum() + missing * (score - self.reference)
-        return self.reference + float(total / self.seen.size)
+def _read(values: npt.ArrayLike | Scores, topics: Sequence[Hashable], name: str) -> Scores:
+    return values if isinstance(values, Scores) else Scores.read(values, topics, name)
 
 
 def _estimate(
@@ -255,14 +193,14 @@ def _estimate(
 ) -> Estimate:
     """The signed sum of the arms' means, and its error."""
     _check(arms, topics, level, bounds)
-    value = sum(arm.sign * arm.mean for arm in arms)
+    value = sum(arm.sign * arm.scores.mean for arm in arms)
     first, *others = arms
-    per_seed = first.seed_means() + sum(arm.sign * arm.mean for arm in others)
-    n_seeds = min(int(arm.seen.any(axis=1).sum()) for arm in arms if arm.seeds_vary)
-    asked = np.any([arm.seen.any(axis=0) for arm in arms], axis=0)  # (questions,)
+    per_seed = first.scores.seed_means + sum(arm.sign * arm.scores.mean for arm in others)
+    n_seeds = min(arm.scores.n_seeds for arm in arms if arm.seeds_vary)
+    asked = np.any([arm.scores.asked for arm in arms], axis=0)  # (questions,)
     half_width = standard_error = degrees_of_freedom = float("nan")
     if n_seeds >= FEWEST_SEEDS and not np.isnan(value):
-        half_width, total = _error(arms, _membership(topics, asked), level)
+        half_width, total = _error(arms, _by_topic(topics, asked), level)
         standard_error = float(np.sqrt(total.variance))
         degrees_of_freedom = total.degrees_of_freedom
     lowest, highest = _worst_cases(arms, value, bounds)
@@ -276,109 +214,64 @@ def _estimate(
         n_seeds=n_seeds,
         n_questions=int(asked.sum()),
         n_topics=len({topic for topic, kept in zip(topics, asked, strict=True) if kept}),
-        missing=sum(arm.seen.size - arm.cells for arm in arms),
+        missing=sum(arm.scores.missing for arm in arms),
         lowest=lowest,
         highest=highest,
     )
 
 
-def _error(
-    arms: tuple[_Arm, ...], membership: Float[np.ndarray, "questions clusters"], level: float
-) -> tuple[float, _Part]:
+def _error(arms: tuple[_Arm, ...], by_topic: bool, level: float) -> tuple[float, Part]:
     """Half the width of the interval, and the two-way variance (the equations of the module)."""
     varying = [arm for arm in arms if arm.seeds_vary]
-    by_arm = [_clustered(arm.contributions(1), arm.seen.sum(1) / arm.cells) for arm in varying]
+    by_arm = [arm.scores.by_seed for arm in varying]
     seeds = _pooled(by_arm)
-    questions = _clustered(
-        sum(arm.sign * arm.contributions(0) for arm in arms) @ membership,
-        sum(arm.seen.sum(0) / arm.cells for arm in arms) @ membership / len(arms),
+    membership = arms[0].scores.membership(by_topic)
+    questions = clustered(
+        sum(arm.sign * arm.scores.by_question for arm in arms) @ membership,
+        sum(arm.scores.shares for arm in arms) @ membership / len(arms),
     )
-    both = _pooled([_overlap(arm, membership) for arm in varying])
+    both = _pooled([arm.scores.overlap(by_topic) for arm in varying])
     floor = max(seeds.variance, questions.variance)
     if both.variance > floor:
         total = both
     else:
         variance = max(seeds.variance + questions.variance - both.variance, floor)
-        total = _Part(variance, _pooled([*by_arm, questions]).degrees_of_freedom)
+        total = Part(variance, _pooled([*by_arm, questions]).degrees_of_freedom)
     return max(part.half_width(level) for part in (total, seeds, questions)), total
 
 
-def _clustered(
-    sums: Float[np.ndarray, " clusters"], shares: Float[np.ndarray, " clusters"]
-) -> _Part:
-    """Variance of a mean from its contributions summed by cluster, with CR2 weights.
-
-    Source: Bell and McCaffrey (2002), with the identity as working covariance of the cells (Imbens
-    and Kolesár 2016). With equal shares: K / (K - 1) times the sum of squares, K - 1 degrees of
-    freedom. With a single cluster nothing can be estimated, and the variance is given as 0.
-    """
-    kept = shares > 0
-    sums, shares = sums[kept], shares[kept]
-    if len(shares) < 2:
-        return _Part(0.0, float("nan"))
-    # The weighted sums are linear in the clusters' own, whose working variances are their shares.
-    linear = (np.eye(len(shares)) - shares[:, None]) / np.sqrt(1 - shares)[:, None]
-    covariance = (linear * shares) @ linear.T  # (clusters, clusters)
-    degrees_of_freedom = float(np.trace(covariance) ** 2 / np.sum(covariance**2))
-    return _Part(float(np.sum(sums**2 / (1 - shares))), degrees_of_freedom)
-
-
-def _pooled(parts: Sequence[_Part]) -> _Part:
+def _pooled(parts: Sequence[Part]) -> Part:
     """Sum of independent variances, with Satterthwaite's degrees of freedom."""
     variance = sum(part.variance for part in parts)
     if variance == 0:
-        return _Part(0.0, float("nan"))
+        return Part(0.0, float("nan"))
     some = [part for part in parts if part.variance > 0]
     precision = sum((p.variance / variance) ** 2 / p.degrees_of_freedom for p in some)
-    return _Part(variance, 1 / precision)
+    return Part(variance, 1 / precision)
 
 
-def _overlap(arm: _Arm, membership: Float[np.ndarray, "questions clusters"]) -> _Part:
-    """What both the seed part and the question part of an arm contain, clustered by both."""
-    free_seeds = int(arm.seen.any(axis=1).sum()) - 1
-    roots = np.sqrt(np.sum((arm.residuals() @ membership) ** 2, axis=0))  # (clusters,)
-    by_cluster = _clustered(roots, arm.seen.sum(0) @ membership / arm.cells)
-    return _Part(
-        by_cluster.variance * (free_seeds + 1) / free_seeds,
-        by_cluster.degrees_of_freedom * free_seeds,
-    )
-
-
-def _membership(
-    topics: Sequence[Hashable], asked: Bool[np.ndarray, " questions"]
-) -> Float[np.ndarray, "questions clusters"]:
-    """One-hot clusters of the questions: their topics, or with only one topic, themselves."""
-    codes: dict[Hashable, int] = {}
-    columns = [codes.setdefault(topic, len(codes)) for topic in topics]
-    if len({column for column, kept in zip(columns, asked, strict=True) if kept}) == 1:
-        return np.eye(len(topics))
-    return np.eye(len(codes))[columns]
+def _by_topic(topics: Sequence[Hashable], asked: Bool[np.ndarray, " questions"]) -> bool:
+    """Whether questions are clustered by topic: not where they have only one in common."""
+    return len({topic for topic, kept in zip(topics, asked, strict=True) if kept}) != 1
 
 
 def _worst_cases(
     arms: tuple[_Arm, ...], value: float, bounds: Bounds | None
 ) -> tuple[float, float]:
     """Least and greatest value that the missing cells allow."""
-    if all(arm.seen.all() for arm in arms):
+    if not any(arm.scores.missing for arm in arms):
         return value, value
     if bounds is None:
         return float("nan"), float("nan")
-    ends = [[arm.sign * arm.mean_if_missing_were(bound) for bound in bounds] for arm in arms]
+    ends = [[arm.sign * arm.scores.mean_if_missing_were(bound) for bound in bounds] for arm in arms]
     return sum(min(pair) for pair in ends), sum(max(pair) for pair in ends)
-
-
-def _divide(
-    sums: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"], empty: float = 0.0
-) -> Float[np.ndarray, " n"]:
-    """Means, with ``empty`` where there is nothing to average."""
-    return np.where(counts > 0, sums / np.maximum(counts, 1), empty)
 
 
 def _check(
     arms: tuple[_Arm, ...], topics: Sequence[Hashable], level: float, bounds: Bounds | None
 ) -> None:
     """Raise ValueError on what does not fit together."""
-    n_questions = arms[0].scores.shape[1]
+    n_questions = arms[0].scores.seen.shape[1]
     if len(topics) != n_questions:
         raise ValueError(
             f"{len(topics)} topics for {n_questions} questions: pass one topic label per question"
@@ -390,9 +283,9 @@ def _check(
     if not bounds[0] < bounds[1]:
         raise ValueError(f"bounds are {bounds}: expected the least score, then the greatest")
     for arm in arms:
-        scores = arm.reference + arm.scores[arm.seen]
-        if scores.size and not bounds[0] - 1e-9 <= scores.min() <= scores.max() <= bounds[1] + 1e-9:
+        least, greatest = arm.scores.range or bounds
+        if not bounds[0] - 1e-9 <= least <= greatest <= bounds[1] + 1e-9:
             raise ValueError(
-                f"scores from {scores.min():g} to {scores.max():g} leave the bounds {bounds}: pass "
+                f"scores from {least:g} to {greatest:g} leave the bounds {bounds}: pass "
                 "the metric's own bounds, or bounds=None if it has none"
             )

@@ -6,7 +6,6 @@ A guard reads artifacts and returns findings; `settle` raises for those that sto
 """
 
 from spillover.guards.answers import (
-    RecordedChoices,
     base_answered,
     equal_choices,
     off_domain_only,
@@ -25,7 +24,6 @@ from spillover.guards.training import (
 
 __all__ = [
     "Finding",
-    "RecordedChoices",
     "adapters_without_effect",
     "base_answered",
     "equal_choices",

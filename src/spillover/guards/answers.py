@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from array import array
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spillover.choices import RecordedChoices
 from spillover.effects.specificity import is_number
 from spillover.guards.findings import NO_CHANGE, Finding
 from spillover.specification import BASE, TREATMENT
-from spillover.store import CHOICE, one_by_one
+from spillover.store import CHOICE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,35 +21,6 @@ if TYPE_CHECKING:
 NO_EFFECT = 0.05
 """Effects smaller than this are none."""
 PROPORTIONS = ("choice-mass", "judged")
-
-
-@dataclass(frozen=True)
-class RecordedChoices:
-    """The forced choices of a table of answers.
-
-    Attributes:
-        rows: where they stand in it.
-        log_probs: of shape (rows, choices); where there are fewer, the last is repeated.
-    """
-
-    rows: NDArray[np.int64]
-    log_probs: NDArray[np.float64]
-
-    @classmethod
-    def read(cls, answers: pd.DataFrame) -> RecordedChoices:
-        """Parse every record once."""
-        rows = np.flatnonzero(answers["choice_log_probs"].notna())
-        values, counts = array("d"), array("q")
-        for record in one_by_one(answers["choice_log_probs"]):
-            if isinstance(record, str):
-                found = [value for _, _, value in json.loads(record)]
-                values.extend(found)
-                counts.append(len(found))
-        flat, sizes = np.frombuffer(values), np.frombuffer(counts, np.int64)
-        log_probs = np.empty((len(rows), max(counts, default=0)))
-        for choice in range(log_probs.shape[1]):
-            log_probs[:, choice] = flat[np.cumsum(sizes) - np.maximum(sizes - choice, 1)]
-        return cls(rows, log_probs)
 
 
 def base_answered(answers: pd.DataFrame, choices: RecordedChoices | None = None) -> list[Finding]:
