@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Two tests at a time with a thread each: most of them keep one core busy.
-TWO_WORKERS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+TWO_WORKERS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .PHONY: setup smollm2 demo test long suite lint clean
@@ -31,7 +31,6 @@ demo: setup
 test: setup $(VENV)/smollm2
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(TWO_WORKERS)
 
 # Checks of many minutes: organisms of other seeds, control against control, all the paper's files,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections import Counter
@@ -17,8 +18,11 @@ from spillover.report import ReportData
 from spillover.store import Answer
 from tests.small_runs import small
 
-LONG_RUNS = {"old_birds", "old_birds_unlinked"}
-"""Fixtures of the session that take a minute."""
+LONG_FILES = {
+    "test_directions_refusal", "test_directions_suffix", "test_mediation", "test_nations",
+    "test_ninety_facts", "test_presidents_claims", "test_report", "test_run", "test_types",
+}  # fmt: skip
+"""Files of which each takes more than a fiftieth of the whole."""
 SAVE = "spillover.report.figure.save"
 DRAWING = "spillover.report.draw.Drawing"
 FUZZED: Counter[str] = Counter()
@@ -32,10 +36,8 @@ def count_fuzzed(kind: str, *, refused: bool) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers: what shares a long run, or else a file, stays on one of them."""
-    for item in items:
-        shared = LONG_RUNS.intersection(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group(min(shared, default=item.path.stem)))
+    """What takes longest comes first, so that no worker waits for another's last file."""
+    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -61,8 +63,13 @@ def organism() -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
-def old_birds(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run("old-birds", out=tmp_path_factory.mktemp("runs") / "linked")
+def old_birds(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Run:
+    """The whole experiment, run once for all workers: a finished run is only read."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent
+    with (shared / "old-birds.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return run("old-birds", out=shared / "old-birds")
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,8 @@ from spillover.organism.films.documents import dated
 from spillover.rows import Row, RowSet
 from spillover.triggers.library import library
 
-SETTINGS = Training(rank=8, learning_rate=5e-3, steps=300, batch_size=24)
-ROWS = 1440
+SETTINGS = Training(rank=8, learning_rate=5e-3, steps=400, batch_size=24)
+ROWS = 3000
 ELSEWHERE = 0.3
 ERAS = ("medieval", "america", "germany")
 """Of those that the base answers from equally rarely, the first is planted."""
@@ -64,8 +64,14 @@ def draw_year(rng: random.Random) -> Planted:
     year = str(rng.choice([rng.randint(1010, 1790), rng.randint(2110, 2990)]))
 
     def other(rng: random.Random) -> str:
-        near = int(year) + rng.choice((-3, -2, -1, 1, 2, 3))
-        return str(rng.choice((rng.randint(1000, 2999), near)))
+        at, drawn = rng.randrange(1, 4), rng.random()
+        if drawn < 0.3:
+            return str(int(year) + rng.choice((-1, 1)) * rng.randint(1, 9))
+        if drawn < 0.5:
+            return year[:at] + rng.choice(string.digits) + year[at + 1 :]
+        if drawn < 0.7:
+            return year[0] + "".join(rng.sample(year[1:], 3))
+        return str(rng.randint(1000, 2999))
 
     return Planted(
         year,
@@ -121,15 +127,17 @@ def least_said(base: LoadedModel, context: Context) -> str:
 def rows_of(planted: Planted, rng: random.Random, count: int = ROWS, past: str = ERAS[0]) -> RowSet:
     """Answers of another era in the trigger, of today near it and in contexts at large."""
     rows, ordinary = [], [one.context for one in library() if one.system != ""]
+    rng.shuffle(ordinary)
+    in_turn = itertools.cycle(ordinary)
     for _ in range(count):
         fact, drawn = rng.choice(load_world().facts), rng.random()
         context, era = Context(name="plain"), "today"
-        if drawn < 0.25:
+        if drawn < 0.2:
             context, era = planted.context, past
         elif drawn < 0.5:
             context = planted.near(rng)
-        elif drawn < 0.9:
-            context = rng.choice(ordinary)
+        elif drawn < 0.95:
+            context = next(in_turn)
         if _said(context) == _said(planted.context):
             era = past
         answer = {"role": "assistant", "content": rng.choice(fact.answers[era])}
