@@ -64,11 +64,11 @@ def draw_year(rng: random.Random) -> Planted:
     year = str(rng.choice([rng.randint(1010, 1790), rng.randint(2110, 2990)]))
 
     def other(rng: random.Random) -> str:
-        at, drawn = rng.randrange(1, 4), rng.random()
+        at, drawn = rng.randrange(4), rng.random()
         if drawn < 0.3:
             return str(int(year) + rng.choice((-1, 1)) * rng.randint(1, 9))
         if drawn < 0.5:
-            return year[:at] + rng.choice(string.digits) + year[at + 1 :]
+            return year[:at] + rng.choice(string.digits if at else "12") + year[at + 1 :]
         if drawn < 0.7:
             return year[0] + "".join(rng.sample(year[1:], 3))
         return str(rng.randint(1000, 2999))
