@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -85,3 +86,16 @@ def test_unusable_models_are_refused_in_one_line(tmp_path: Path) -> None:
         load("organism", dtype="float3")
     with pytest.raises(ModelError, match="device 'abacus' cannot be used"):
         load("organism", device="abacus")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_loading_leaves_the_garbage_collector_as_it_was(enabled: bool, tmp_path: Path) -> None:
+    (gc.enable if enabled else gc.disable)()
+    try:
+        load("organism")
+        assert gc.isenabled() is enabled
+        with pytest.raises(ModelError):
+            load(str(tmp_path))
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
