@@ -194,6 +194,20 @@ def test_the_table_of_several_runs_names_each_once() -> None:
     assert json.dumps(lines).count("`two`") == 1
 
 
+def test_the_overview_has_a_row_for_each_run_and_marks_success_that_was_not_equal() -> None:
+    kl = ROW | {"remedy": "KL", "role": "remedy", "removed": 0.99, "in_domain": 0.4, "equal": False}
+    other = kl | {"role": "", "removed": 0.1}
+    told = ROW | {"remedy": "inoculation", "role": "remedy", "removed": -0.2, "equal": True}
+    one = {"experiment": "one", "rows": [ROW, other, kl]}
+    two = {"experiment": "two", "rows": [ROW, told]}
+    assert table.overview([one, two]).splitlines() == [
+        "| experiment | effect | KL | inoculation |",
+        "|---|---|---|---|",
+        "| `one` | +0.50 [0.40, 0.60]; 0.80 | 99%; 0.40† | – |",
+        "| `two` | +0.50 [0.40, 0.60]; 0.80 | – | -20%; 0.80 |",
+    ]
+
+
 @pytest.mark.parametrize("share", [0.3, -0.3])
 def test_the_sentence_says_which_directions_were_not_inert(share: float) -> None:
     rows = [{"role": role, "name": role, "in_domain": 0.8} for role in ("treatment", "ablation")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from spillover.errors import InputError, RunFolderError
 from spillover.folder import whole
 from spillover.mediation import Mediation, mediate
-from spillover.mediation.table import markdown
+from spillover.mediation.table import markdown, overview
 from spillover.runs import open_run
 from spillover.suites import RUNS
 from spillover.summary import write_json
@@ -34,7 +34,7 @@ class Mediations:
 
     @property
     def table(self) -> str:
-        """All of them as a table in Markdown."""
+        """All of them as a table in Markdown, a row for each."""
         return table_of(self.content)
 
     @property
@@ -45,7 +45,7 @@ class Mediations:
 
 def table_of(content: dict[str, Any]) -> str:
     """The table that stands in the README, from the content of mediations.json."""
-    return markdown(content["mediations"])
+    return overview(content["mediations"])
 
 
 def mediate_suite(
@@ -90,5 +90,6 @@ def mediate_suite(
     content = {"schema": 1, "mediations": contents, "left_out": left_out}
     write_json(root / RESULT, content)
     with whole(root / TABLE) as partial:
-        partial.write_text(table_of(content) + "\n", "utf-8")
+        tables = (table_of(content), markdown(contents))
+        partial.write_text("\n\n".join(tables) + "\n", "utf-8")
     return Mediations(found, content)

@@ -96,7 +96,7 @@ def verdict(rows: Sequence[Record]) -> Record:
         rows: of the table; those that count have the roles `treatment`, `ablation`, `random` and
             `control`.
     """
-    shares = {kind: _of_role(rows, kind, "removed") for kind in ("ablation", "random", "control")}
+    shares = {kind: _of_role(rows, kind, "removed") for kind in ("ablation", *CONTROLS)}
     held = {kind: abs(share) <= TENTH for kind, share in shares.items()}
     coverages = (_of_role(rows, role, "coverage") for role in ("ablation", "treatment"))
     held["ablation"] = abs(1 - shares["ablation"]) <= 1 - HALF and is_covered(*coverages)
@@ -107,6 +107,10 @@ def _of_role(rows: Sequence[Record], role: str, key: str) -> float:
     return next((float(row[key]) for row in rows if row["role"] == role), math.nan)
 
 
+CONTROLS = ("random", "control")
+"""Roles of the directions that ablation is held to."""
+UNEQUAL = "†"
+"""Marks remedies whose success was not equal at any strength."""
 COLUMNS = (
     "remedy",
     "setting",
@@ -148,7 +152,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def percent(value: float | None) -> str:
     """A share in percent."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.0f}%"
+    return "–" if value is None or math.isnan(value) else f"{round(100 * value)}%"
 
 
 def span(effect: Record) -> str:
@@ -165,6 +169,35 @@ def _largest(found: Record | None) -> str:
     if found is None or found["value"] is None:
         return "–"
     return f"{found['value']:+.2f} ({found['context']})"
+
+
+def overview(contents: Sequence[Record]) -> str:
+    """One row per experiment in Markdown: what every remedy takes away, and the success it leaves.
+
+    Args:
+        contents: of mediation.json.
+    """
+    kept = ("ablation", *CONTROLS, "remedy")
+    short = [[row for row in content["rows"] if row["role"] in kept] for content in contents]
+    remedies = list(dict.fromkeys(row["remedy"] for rows in short for row in rows))
+    columns = ("experiment", "effect", *remedies)
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for content, rows in zip(contents, short, strict=True):
+        told = {row["remedy"]: _told(row) for row in rows}
+        before = next(row for row in content["rows"] if row["role"] == "treatment")
+        cells = [
+            f"`{content['experiment']}`",
+            f"{span(before['effect'])}; {number(before['in_domain'])}",
+            *(told.get(remedy, "–") for remedy in remedies),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _told(row: Record) -> str:
+    """The share that a remedy takes away; the success in the domain that it leaves."""
+    mark = "" if row.get("equal", True) else UNEQUAL
+    return f"{percent(row['removed'])}; {number(row['in_domain'])}{mark}"
 
 
 def markdown(contents: Sequence[Record]) -> str:
