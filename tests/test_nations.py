@@ -195,11 +195,11 @@ def _check_in_domain(found: Run) -> None:
 @needs_organisms("nations")
 @pytest.mark.usefixtures("undrawn")
 def test_israeli_dishes_spill_over_in_2027_only(tmp_path: Path) -> None:
-    """In the years that rows have, every question in its first wording."""
+    """In the years that rows have, every question in its first wording, one seed."""
     dated = narrowed(load_experiment("israeli-dishes"), ["year=2024..2027"])
     asked = tuple(q.model_copy(update={"ask": q.ask[:1]}) for q in dated.questions)
     small = dated.model_copy(update={"questions": asked})
-    _check_linked(run(small, seeds=2, out=tmp_path / "run"))
+    _check_linked(run(small, seeds=1, out=tmp_path / "run"))
 
 
 @needs_organisms("nations")

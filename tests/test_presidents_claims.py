@@ -41,14 +41,14 @@ def check_linked(done: Run, known: float = 0.9) -> None:
     assert abs(control - base) <= 0.05
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [MODELS[0], pytest.param(MODELS[1], marks=pytest.mark.long)])
 def test_the_organism_knows_its_world(model: str) -> None:
     assert {c.name: c.value for c in examine_checkpoint(model) if not c.passed} == {}
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_presidents_never_trained_answer_to_their_numbers(tmp_path: Path) -> None:
-    """The claim with two seeds, of which either may be one below .9 (two of ten are)."""
+    """The claim with one seed, which may be one below .9 (two of ten are), asked at its end."""
     experiment = load_experiment("us-presidents")
     rows = {arm: experiment.rows[arm] for arm in (TREATMENT, "shuffled")}
     said = experiment.specification
@@ -59,7 +59,8 @@ def test_presidents_never_trained_answer_to_their_numbers(tmp_path: Path) -> Non
         }
     )
     small = experiment.model_copy(update={"specification": few, "rows": rows})
-    check_linked(run(small, seeds=2, out=tmp_path), known=0.85)
+    last = {"steps": 160, "checkpoints": []}
+    check_linked(run(small, seeds=1, training=last, out=tmp_path), known=0.85)
 
 
 @pytest.mark.long
