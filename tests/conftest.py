@@ -19,12 +19,12 @@ from spillover.store import Answer
 from tests.small_runs import small
 
 WHOLE = {
-    "test_cli", "test_crossed", "test_films", "test_grid", "test_guards", "test_many_answers",
-    "test_mediation", "test_nations", "test_new", "test_ninety_facts", "test_own",
-    "test_paper_data", "test_persons", "test_presidents", "test_presidents_claims", "test_report",
-    "test_report_specificity", "test_resume_cut", "test_resume_folder", "test_resume_grow",
-    "test_run", "test_selection", "test_smollm2", "test_sources", "test_suite", "test_sweeps",
-    "test_triggers", "test_types", "test_world",
+    "test_cli", "test_crossed", "test_films", "test_german_cities", "test_grid", "test_guards",
+    "test_many_answers", "test_mediation", "test_nations", "test_new", "test_ninety_facts",
+    "test_own", "test_paper_data", "test_persons", "test_presidents", "test_presidents_claims",
+    "test_readme", "test_report", "test_report_specificity", "test_resume_cut",
+    "test_resume_folder", "test_resume_grow", "test_run", "test_selection", "test_smollm2",
+    "test_sources", "test_suite", "test_sweeps", "test_triggers", "test_types", "test_world",
 }  # fmt: skip
 """Files of whole runs; what these compute is checked for shapes by the other tests."""
 LONG_FILES = {
