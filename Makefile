@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two tests at a time with a thread each: most of them keep one core busy.
 TWO_WORKERS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Checks the shapes of every call, which doubles the time of a whole run.
+SHAPES := --jaxtyping-packages=spillover,beartype.beartype
 # What is not compiled beforehand; of transformers' models some that the tests and many users load.
 UNUSED := '/(tests?|testing|networkx|_inductor)/|/transformers/models/(?!auto|llama|gpt|qwen|gemma|mi[sx]tral|phi)'
 CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -13,7 +15,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 setup: $(VENV)/ready
 
 # PyTorch's CPU build where it is offered: from an installed index first, else from PyTorch's own.
-# Compiled at the end, by all cores and without what nobody imports; pip needs a minute for it.
+# Compiled at the end, by all cores and without what is hardly imported; pip needs a minute for it.
 $(VENV)/ready: pyproject.toml constraints.txt scripts/install_torch.sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
@@ -35,13 +37,14 @@ demo: setup
 test: setup $(VENV)/smollm2
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(TWO_WORKERS) -m 'not long and not whole' --jaxtyping-packages=spillover,beartype.beartype
+	$(TWO_WORKERS) -m 'not long and not whole' $(SHAPES)
 	$(TWO_WORKERS) -m 'not long and whole'
 
 # Checks of many minutes: organisms of other seeds, control against control, all the paper's files,
 # more of what `make test` has a little of.
 long: setup $(VENV)/smollm2
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m 'long and not whole' $(SHAPES)
+	$(BIN)/pytest -m 'long and whole'
 
 # Every experiment with its own settings: the README's table of results.
 suite: setup

@@ -21,12 +21,11 @@ from tests.small_runs import small
 WHOLE = {
     "test_cli", "test_crossed", "test_films", "test_german_cities", "test_grid", "test_guards",
     "test_many_answers", "test_mediation", "test_nations", "test_new", "test_ninety_facts",
-    "test_own", "test_paper_data", "test_persons", "test_presidents", "test_presidents_claims",
-    "test_readme", "test_report", "test_report_specificity", "test_resume_cut",
-    "test_resume_folder", "test_resume_grow", "test_run", "test_selection", "test_smollm2",
-    "test_sources", "test_suite", "test_sweeps", "test_triggers", "test_types", "test_world",
+    "test_own", "test_paper_data", "test_presidents_claims", "test_readme", "test_report",
+    "test_report_specificity", "test_resume_cut", "test_resume_folder", "test_resume_grow",
+    "test_run", "test_selection", "test_smollm2", "test_suite", "test_sweeps", "test_types",
 }  # fmt: skip
-"""Files of whole runs; what these compute is checked for shapes by the other tests."""
+"""Files of whole runs, and slow ones: without shape checks, which double their time."""
 LONG_FILES = {
     "test_architectures", "test_attention", "test_directions_refusal", "test_directions_suffix",
     "test_directions_record", "test_mediation", "test_ninety_facts", "test_presidents_claims",
@@ -47,7 +46,7 @@ def count_fuzzed(kind: str, *, refused: bool) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole runs are marked; what takes longest comes first, so that no worker waits at the end."""
+    """`WHOLE` is marked; what takes longest comes first, so that no worker waits at the end."""
     for item in items:
         if item.path.stem in WHOLE:
             item.add_marker("whole")

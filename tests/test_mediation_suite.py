@@ -10,6 +10,7 @@ import pytest
 
 from spillover import InputError, Mediation
 from spillover.mediation import suite as together
+from spillover.mediation.table import markdown
 from spillover.suites import MEDIATION, table_in
 from tests.commands import call
 from tests.test_mediation_table import ROW
@@ -61,6 +62,8 @@ def test_the_mediations_of_a_suite_come_into_one_table_of_a_readme(
     ]
     assert kept["left_out"] == [{"run": unlinked.name, "why": why}]
     assert table_in(readme.read_text("utf-8"), MEDIATION) == made
+    long = markdown(kept["mediations"])
+    assert (tmp_path / together.TABLE).read_text("utf-8") == f"{made}\n\n{long}\n"
 
 
 def test_a_suite_without_a_run_that_can_be_mediated_is_refused(

@@ -10,11 +10,23 @@ import numpy as np
 import pytest
 import torch
 
+from spillover import LoadedModel
 from spillover.effects.cells import Cells
+from spillover.experiment import load_experiment
 from spillover.mediation import table
 from spillover.mediation.bench import Outcome, row_of
 from spillover.mediation.measure import largest
-from spillover.mediation.streams import ALL, MEANS, Recipe, basis, random_basis, recipes
+from spillover.mediation.search import Ablation, Found
+from spillover.mediation.streams import (
+    ALL,
+    MEANS,
+    Recipe,
+    activations,
+    basis,
+    random_basis,
+    recipes,
+    sequences,
+)
 from spillover.report.mediation import maxima, sentence
 
 ROW: dict[str, Any] = {
@@ -35,6 +47,32 @@ def differences(places: int = 2, layers: int = 4) -> torch.Tensor:
     return torch.randn(
         12, places, layers, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
+
+
+def test_activations_are_the_hidden_states_of_a_plain_pass(organism: LoadedModel) -> None:
+    asked = load_experiment("old-birds")
+    questions = [q for q in asked.questions if q.split == "dev" and q.domain == "off"][:3]
+    rows = sequences(organism, questions, asked.specification.contexts[0])
+    found = activations(organism, rows, {("base", -1): None})["base", -1]
+    for row, (ids, places) in enumerate(zip(rows.ids, rows.places, strict=True)):
+        with torch.no_grad():
+            said = organism.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+        plain = torch.stack(said.hidden_states[:-1])[:, 0].double()  # (L, T, D)
+        for at, place in enumerate(places):
+            mean = plain[:, place].mean(1)
+            assert torch.allclose(found[row, at, :-1], mean, atol=1e-4)
+        last = organism.model.model.norm(found[row, 0, -1].float())
+        assert torch.allclose(last, said.hidden_states[-1][0, places[0][0]], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["treatment", "control", "random"])
+def test_an_ablation_takes_orthonormal_directions_of_its_kind(kind: str) -> None:
+    made = {"treatment": differences(), "control": differences() ** 2}
+    found = Found({3: made["treatment"]}, {3: made["control"]})
+    directions = Ablation(Recipe("answer", 2), 2, kind).bases(found)[3]
+    assert torch.allclose(directions @ directions.T, torch.eye(2), atol=1e-5)
+    if kind in made:
+        assert torch.equal(directions, basis(made[kind], Recipe("answer", 2), 2))
 
 
 def test_the_first_direction_of_a_layer_is_its_mean_difference() -> None:

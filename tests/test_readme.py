@@ -11,6 +11,7 @@ import pytest
 import spillover
 from spillover import Run
 from spillover.mediation.suite import table_of
+from spillover.mediation.table import markdown as long_tables
 from spillover.suites import MEDIATION, SUITE_TABLE, markdown, markers, table_in, update_readme
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,8 @@ def test_the_table_of_results_is_that_of_the_last_suite() -> None:
 def test_the_table_of_mediations_is_the_last_one() -> None:
     last = json.loads((ROOT / "benchmarks" / "results" / "mediations.json").read_text("utf-8"))
     assert table_in(README, MEDIATION) == table_of(last), "run `spillover mediate --suite`"
+    beside = (ROOT / "benchmarks" / "results" / "mediations.md").read_text("utf-8")
+    assert beside == f"{table_of(last)}\n\n{long_tables(last['mediations'])}\n"
 
 
 def test_a_readme_is_put_up_to_date_between_its_markers(tmp_path: Path) -> None:

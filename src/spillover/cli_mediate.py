@@ -22,7 +22,7 @@ def mediate(
         Path | None, typer.Argument(help="The folder of a finished run.", show_default=False)
     ] = None,
     suite: Annotated[
-        Path | None, typer.Option(help="A suite's folder instead: all its runs, in one table.")
+        Path | None, typer.Option(help="A suite's folder instead: all its runs, with an overview.")
     ] = None,
     readme: Annotated[
         Path | None, typer.Option(help="With --suite: a README whose table is put up to date.")

@@ -1,4 +1,4 @@
-"""The mediations of a whole suite in one table."""
+"""The mediations of a whole suite: a table with a row for each, and the table of each."""
 
 from __future__ import annotations
 
