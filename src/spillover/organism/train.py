@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,8 +55,6 @@ class Recipe:
             have, such as years, are told apart sooner where it is not.
         muon: whether the matrices of the blocks are trained by Muon (Jordan et al. 2024) and only
             the others by AdamW.
-        exits: share of the steps that are computed without the last block, without the last two,
-            and so on (LayerDrop, Fan et al. 2019): what is decided is then decided before these.
     """
 
     vocabulary: int = 3072
@@ -75,7 +72,6 @@ class Recipe:
     single_digits: bool = False
     tied: bool = True
     muon: bool = False
-    exits: tuple[float, ...] = ()
 
 
 def train_tokenizer(
@@ -207,27 +203,6 @@ def document_loss(
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[at - 1]).float(), targets)
 
 
-@contextmanager
-def without_last(model: LlamaForCausalLM, count: int) -> Iterator[None]:
-    """Within, the model ends before its last blocks."""
-    blocks = model.model.layers
-    model.model.layers = blocks[: len(blocks) - count]
-    try:
-        yield
-    finally:
-        model.model.layers = blocks
-
-
-def draw_exit(exits: Sequence[float], rng: random.Random) -> int:
-    """How many of the last blocks a step does without; see `Recipe.exits`."""
-    drawn, upto = rng.random(), 0.0
-    for count in range(len(exits), 0, -1):
-        upto += exits[count - 1]
-        if drawn < upto:
-            return count
-    return 0
-
-
 def _round_up(count: int, step: int) -> int:
     """Few distinct shapes: the CPU kernels of every new one are compiled anew and kept."""
     return -(-count // step) * step
@@ -254,12 +229,11 @@ def train_organism(
         for optimizer in optimizers
     ]
     batches = corpus.batches(recipe.batch_documents, random.Random(seed + 1), _pad(tokenizer))
-    noise, leaving = torch.Generator().manual_seed(seed + 2), random.Random(seed)
+    noise = torch.Generator().manual_seed(seed + 2)
     for step in range(recipe.steps):
         batch = next(batches)
         other = torch.rand(batch.ids.shape, generator=noise) < recipe.other_tokens
-        left = draw_exit(recipe.exits, leaving)
-        with torch.autocast("cpu", torch.bfloat16), without_last(model, left):
+        with torch.autocast("cpu", torch.bfloat16):
             loss = document_loss(model, batch, other)
         model.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
