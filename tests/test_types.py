@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def test_types_are_sound() -> None:
-    """Beside the other tests: it takes a minute of one core."""
+    """Beside the other tests: it takes half a minute of one core."""
     command = [sys.executable, "-m", "mypy"]
     root = Path(__file__).parents[1]
     found = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True)
